@@ -1,0 +1,1 @@
+"""Trials and their store, statistics over seeds, and the report: what ``mooring compare`` does."""
