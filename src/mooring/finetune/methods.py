@@ -1,0 +1,205 @@
+"""The built-in methods and how a user's words become a `MethodSpec`. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from mooring.finetune.errors import SpecError, suggestion
+from mooring.finetune.spec import MethodSpec
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values a hyper-parameter is searched over when methods are tuned with equal effort."""
+
+    low: float
+    high: float
+    log: bool = True
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """One built-in method.
+
+    Attributes:
+        spec: The class and its default options on the embedded vision task.
+        description: One line.
+        paper: Where the method comes from.
+        gradients_per_step: Gradient evaluations one step costs.
+        state_per_weight: Numbers kept per trainable weight, beside the weight and its gradient.
+        space: What is tuned, over which range.
+    """
+
+    spec: MethodSpec
+    description: str
+    paper: str
+    gradients_per_step: int
+    state_per_weight: int
+    space: dict[str, Range]
+
+    @property
+    def cost(self) -> str:
+        """The cost in words, for lists of methods."""
+        gradients = f"{self.gradients_per_step} gradient{'s' if self.gradients_per_step > 1 else ''} per step"
+        return (
+            f"{gradients}, {self.state_per_weight} stored number{'s' if self.state_per_weight > 1 else ''} per weight"
+        )
+
+
+def _method(
+    name: str,
+    optimizer: str,
+    options: dict[str, Any],
+    *,
+    description: str,
+    paper: str,
+    state_per_weight: int,
+    space: dict[str, Range],
+) -> MethodInfo:
+    return MethodInfo(
+        spec=MethodSpec(label=name, optimizer=f"mooring:{optimizer}", options=options),
+        description=description,
+        paper=paper,
+        gradients_per_step=1,
+        state_per_weight=state_per_weight,
+        space=space,
+    )
+
+
+_ADAM_LR = Range(1e-4, 3e-2)
+_SGD_LR = Range(1e-3, 1.0)
+_DECAY = Range(1e-4, 1.0)
+_STABLE_DECAY = Range(1e-5, 1e-1)
+_STRENGTH = Range(0.1, 2.0, log=False)
+
+METHODS: dict[str, MethodInfo] = {
+    "adamw": _method(
+        "adamw",
+        "AdamW",
+        {"lr": 3e-3, "weight_decay": 1e-2},
+        description="Adam with decoupled weight decay: the usual choice, and the baseline.",
+        paper="Loshchilov and Hutter, ICLR 2019, arXiv 1711.05101",
+        state_per_weight=2,
+        space={"lr": _ADAM_LR, "weight_decay": _DECAY},
+    ),
+    "sgd": _method(
+        "sgd",
+        "SGD",
+        {"lr": 5e-2, "momentum": 0.9, "weight_decay": 1e-4},
+        description="Momentum SGD with the decay inside the gradient, as torch has it.",
+        paper="Sutskever et al., ICML 2013",
+        state_per_weight=1,
+        space={"lr": _SGD_LR, "weight_decay": _STABLE_DECAY},
+    ),
+    "adamp": _method(
+        "adamp",
+        "AdamP",
+        {"lr": 3e-3, "weight_decay": 1e-2},
+        description="AdamW without the radial part of the step on scale-invariant weights.",
+        paper="Heo et al., ICLR 2021, arXiv 2006.08217",
+        state_per_weight=2,
+        space={"lr": _ADAM_LR, "weight_decay": _DECAY},
+    ),
+    "adams": _method(
+        "adams",
+        "AdamS",
+        {"lr": 3e-3, "weight_decay": 1e-4},
+        description="Adam with a decay that keeps pace with the gradient's size over the whole model.",
+        paper="Xie et al., NeurIPS 2023, arXiv 2011.11152",
+        state_per_weight=2,
+        space={"lr": _ADAM_LR, "weight_decay": _STABLE_DECAY},
+    ),
+    "adamspd": _method(
+        "adamspd",
+        "AdamSPD",
+        {"lr": 3e-3, "strength": 1.0},
+        description="Adam that takes back steps away from the pretrained weights where the gradient points to them.",
+        paper="Tian, Huang and Kira, NeurIPS 2024, arXiv 2411.01713",
+        state_per_weight=3,
+        space={"lr": _ADAM_LR, "strength": _STRENGTH},
+    ),
+    "sgdp": _method(
+        "sgdp",
+        "SGDP",
+        {"lr": 5e-2, "momentum": 0.9, "weight_decay": 1e-4},
+        description="Momentum SGD without the radial part of the step on scale-invariant weights.",
+        paper="Heo et al., ICLR 2021, arXiv 2006.08217",
+        state_per_weight=1,
+        space={"lr": _SGD_LR, "weight_decay": _STABLE_DECAY},
+    ),
+    "sgds": _method(
+        "sgds",
+        "SGDS",
+        {"lr": 5e-2, "momentum": 0.9, "weight_decay": 1e-4},
+        description="Momentum SGD with a decay outside the momentum that counts what the momentum accumulates.",
+        paper="Xie et al., NeurIPS 2023, arXiv 2011.11152",
+        state_per_weight=1,
+        space={"lr": _SGD_LR, "weight_decay": _STABLE_DECAY},
+    ),
+    "sgdspd": _method(
+        "sgdspd",
+        "SGDSPD",
+        {"lr": 5e-2, "momentum": 0.9, "strength": 1.0},
+        description="Momentum SGD with adamspd's rule.",
+        paper="Tian, Huang and Kira, NeurIPS 2024, arXiv 2411.01713",
+        state_per_weight=2,
+        space={"lr": _SGD_LR, "strength": _STRENGTH},
+    ),
+}
+
+_MODULE_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def resolve(request: str | Mapping[str, Any] | MethodSpec) -> MethodSpec:
+    """Turn what a user wrote into a `MethodSpec`.
+
+    Accepted are a built-in name (``"adamp"``; case does not matter), a class (``"torch.optim:NAdam"``), a mapping with
+    a built-in ``name`` and options that override its defaults (``{"name": "adamp", "lr": 1e-3}``), and a mapping with
+    an ``optimizer`` class, ``options`` and a ``label``.
+
+    Raises:
+        SpecError: The request is none of these; the message says what is wrong and what would be right.
+    """
+    if isinstance(request, MethodSpec):
+        return request
+    if isinstance(request, str):
+        return _named(request)
+    if not isinstance(request, Mapping):
+        raise SpecError(f"a method is a name, 'module:Class' or a mapping, not {request!r}")
+    fields = dict(request)
+    if ("name" in fields) == ("optimizer" in fields):
+        raise SpecError(
+            f"a method's mapping holds either 'name' (one of {', '.join(METHODS)}) or 'optimizer' ('module:Class'), "
+            f"got the keys {sorted(map(str, fields))}"
+        )
+    base = _named(str(fields.pop("name") if "name" in fields else fields.pop("optimizer")))
+    label = fields.pop("label", base.label)
+    nested = fields.pop("options", {})
+    if not isinstance(nested, Mapping):
+        raise SpecError(f"method {base.label!r}: 'options' must be a mapping of keyword arguments, not {nested!r}")
+    twice = sorted(set(nested) & set(fields))
+    if twice:
+        raise SpecError(f"method {base.label!r}: {twice} given both directly and under 'options'")
+    try:
+        return MethodSpec(label=label, optimizer=base.optimizer, options={**base.options, **nested, **fields})
+    except ValidationError as error:
+        reasons = "; ".join(str(item["msg"]).removeprefix("Value error, ") for item in error.errors())
+        raise SpecError(f"method {base.label!r}: {reasons}") from None
+
+
+def _named(name: str) -> MethodSpec:
+    if ":" in name:
+        if not _MODULE_CLASS.fullmatch(name):
+            raise SpecError(f"method {name!r} is not of the form 'module:Class', for example 'torch.optim:NAdam'")
+        return MethodSpec(label=name.partition(":")[2], optimizer=name)
+    if name.lower() in METHODS:
+        return METHODS[name.lower()].spec
+    raise SpecError(
+        f"unknown method {name!r}{suggestion(name, METHODS)}; the methods are {', '.join(METHODS)}, "
+        "or give a class as 'module:Class', for example 'torch.optim:NAdam'"
+    )
