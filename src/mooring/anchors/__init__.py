@@ -1,0 +1,1 @@
+"""Where the weights live that an optimizer should not drift from."""

@@ -1,0 +1,1 @@
+"""How the update direction u is made from gradients."""

@@ -1,0 +1,56 @@
+"""The interface of moments."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from mooring.kernels.eager import TensorList
+
+if TYPE_CHECKING:
+    from mooring.step.batch import Batch
+
+
+class Moments:
+    """Turns gradients into an update direction and keeps the state that this takes.
+
+    Attributes:
+        scans: whether a scan over all gradients must come before the update, for :meth:`stable_scale`.
+    """
+
+    scans: bool = False
+
+    def shared(self, group: Mapping[str, Any]) -> Hashable:
+        """The options that all tensors of one batch must have in common."""
+        return ()
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError naming the option, its value and what would be right."""
+
+    def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """Parameter-shaped state, in the compute type."""
+        return ()
+
+    def fill(self, state: dict[str, Any], group: Mapping[str, Any], zeros: Tensor) -> None:
+        """Add what is missing in a parameter's state; ``zeros`` is a parameter-shaped tensor to clone."""
+        for name in self.state_names(group):
+            if name not in state:
+                state[name] = zeros.clone()
+
+    def update(self, batch: Batch, grads: TensorList, params: TensorList) -> TensorList:
+        """Update the state in place and return u. ``grads`` and ``params`` are never written."""
+        raise TypeError(f"{type(self).__name__} must define update")
+
+    def scan(self, batches: list[Batch]) -> Tensor:
+        """Gather what :meth:`stable_scale` needs, before anything is written; 0-dim, complete over all shards."""
+        raise TypeError(f"{type(self).__name__} has nothing to scan")
+
+    def stable_scale(self, batch: Batch) -> Tensor:
+        """What stable weight decay multiplies the decay by, per tensor."""
+        raise ValueError(f"stable weight decay is not defined for {type(self).__name__} moments")
+
+    def describe(self, group: Mapping[str, Any]) -> str:
+        """One line for ``print(optimizer)``."""
+        return type(self).__name__.lower()

@@ -1,0 +1,88 @@
+"""The momentum buffer of stochastic gradient descent, as torch defines it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from mooring.kernels.eager import TensorList
+from mooring.moments.base import Moments
+
+if TYPE_CHECKING:
+    from mooring.step.batch import Batch
+
+
+class Momentum(Moments):
+    """``b <- momentum b + (1-dampening) g``; ``u = b``, or ``g + momentum b`` with ``nesterov``.
+
+    State: ``step`` and, with momentum, ``momentum_buffer``: 4 bytes per float32 element.
+
+    Args:
+        zero_start: the buffer starts at zero, so the first step is dampened too (SGDP). Otherwise the first buffer is
+            the gradient itself (torch's convention).
+        coupled_decay: add ``weight_decay * p`` to the gradient that enters the buffer (L2, torch's SGD).
+    """
+
+    def __init__(self, zero_start: bool = False, coupled_decay: bool = False) -> None:
+        self.zero_start = zero_start
+        self.coupled_decay = coupled_decay
+
+    @override
+    def shared(self, group: Mapping[str, Any]) -> Hashable:
+        decays = self.coupled_decay and group["weight_decay"] != 0
+        return (group["momentum"], group["dampening"], group["nesterov"], group["maximize"], decays)
+
+    @override
+    def check(self, group: Mapping[str, Any]) -> None:
+        momentum, dampening = group["momentum"], group["dampening"]
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
+        if not 0 <= dampening <= 1:
+            raise ValueError(f"dampening must be in [0, 1], got {dampening!r}")
+        if group["nesterov"] and not self.zero_start and (momentum == 0 or dampening != 0):
+            raise ValueError(
+                "nesterov=True needs momentum > 0 and dampening = 0, "
+                f"got momentum={momentum!r}, dampening={dampening!r}"
+            )
+        if self.coupled_decay and not group["weight_decay"] >= 0:
+            raise ValueError(f"weight_decay must be >= 0, got {group['weight_decay']!r}")
+
+    @override
+    def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] != 0 else ()
+
+    @override
+    def update(self, batch: Batch, grads: TensorList, params: TensorList) -> TensorList:
+        group = batch.group
+        momentum, fresh = group["momentum"], 1 - group["dampening"]
+        if self.coupled_decay and group["weight_decay"] != 0:
+            grads = torch._foreach_add(torch._foreach_mul(params, batch.host_options("weight_decay")), grads)
+        if momentum == 0:
+            return torch._foreach_mul(grads, fresh) if self.zero_start and fresh != 1 else grads
+        buffer = batch.state("momentum_buffer")
+        first = [t == 1 and not self.zero_start for t in batch.steps]
+        torch._foreach_mul_(buffer, momentum)  # zero before the first step
+        torch._foreach_add_(buffer, torch._foreach_mul(grads, [1.0 if f else fresh for f in first]))
+        if not group["nesterov"]:
+            return buffer
+        u = torch._foreach_mul(buffer, momentum)
+        torch._foreach_add_(u, grads)
+        return u
+
+    @override
+    def stable_scale(self, batch: Batch) -> Tensor:
+        """``(1-dampening)/(1-momentum)``: what the decay would have reached in the buffer after many steps."""
+        scale = (1 - batch.group["dampening"]) / (1 - batch.group["momentum"])
+        return batch.vector([scale] * len(batch.params), batch.rule_device)
+
+    @override
+    def describe(self, group: Mapping[str, Any]) -> str:
+        extras = "".join(f", {name}" for name in ("nesterov", "maximize") if group.get(name))
+        line = f"momentum(momentum={group['momentum']:g}, dampening={group['dampening']:g}{extras})"
+        if self.coupled_decay and group["weight_decay"]:
+            return f"gradient + {group['weight_decay']:g} * weights -> {line}"
+        return line

@@ -1,0 +1,277 @@
+"""The one torch Optimizer subclass: groups, state, checkpoints. What a step computes is in ``mooring.step``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast, overload
+
+import torch
+from torch import Tensor
+
+from mooring.anchors import capture
+from mooring.moments.base import Moments
+from mooring.optim.plan import Plan
+from mooring.optim.pretty import pipeline_text
+from mooring.step.batch import state_dtype
+from mooring.step.pipeline import take_step
+from mooring.step.rule import Rule
+from mooring.step.scalars import host_value
+
+ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Moments, then rules, then one affine move: the frame of every optimizer here.
+
+    Weights outside ``step`` are always the true weights and ``p.grad`` is never written. State keys are torch's, values
+    are parameter-shaped or 0-dim tensors, groups hold numbers and strings, so every checkpoint format that takes
+    torch's AdamW takes these.
+
+    Args:
+        params: parameters, ``named_parameters()``, or groups.
+        defaults: group options and their defaults.
+        moments: how the update direction is made.
+        rules: what is done with it, in order.
+    """
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any], moments: Moments, rules: Sequence[Rule]) -> None:
+        self._moments, self._rules = moments, tuple(rules)
+        self._reset()
+        for rule in self._rules:
+            defaults = {**rule.options(), **defaults}
+        if any(rule.scope == "row" for rule in self._rules):
+            defaults = {"row_dim": 0, **defaults}
+        super().__init__(params, defaults)
+
+    def _reset(self) -> None:
+        self._plan: Plan | None = None
+        # Parameters whose anchor follows the weights until the first step that can move them.
+        self._unanchored: set[Tensor] = set()
+
+    # Groups.
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; options it does not give take the constructor's values.
+
+        Raises:
+            ValueError: an option out of range, or a parameter that this optimizer's rules cannot serve.
+        """
+        before = len(self.param_groups)
+        super().add_param_group(param_group)
+        try:
+            self._check_group(self.param_groups[-1])
+        except ValueError:
+            del self.param_groups[before:]
+            raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"lr must be a number or a tensor of one element, got a tensor of shape {tuple(lr.shape)}")
+        number = host_value(lr)
+        if number is not None and not 0 <= number < float("inf"):
+            raise ValueError(f"lr must be a finite number >= 0, got {lr!r}")
+        self._moments.check(group)
+        for rule in self._rules:
+            rule.check(group)
+        if "anchor" in group:
+            capture.check(group)
+        if "row_dim" in group and group["row_dim"] not in (0, 1):
+            raise ValueError(f"row_dim must be 0 or 1, got {group['row_dim']!r}")
+        by_sums = [type(r).__name__ for r in self._rules if r.scope in ("row", "tensor")]
+        for i, p in enumerate(group["params"]):
+            if p.is_complex() and by_sums:
+                raise ValueError(
+                    f"params: {self._name(group, i)} is complex, and {by_sums[0]} is defined for real weights; "
+                    "give it to AdamW or SGD"
+                )
+
+    @staticmethod
+    def _name(group: dict[str, Any], i: int) -> str:
+        names = group.get("param_names")
+        return f"parameter {names[i]!r}" if names else f"parameter {i} of its group"
+
+    # The step.
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], Any]) -> Any: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: evaluates the loss and its gradients again; run once, with gradients enabled.
+
+        Returns:
+            What the closure returned, else None.
+
+        Raises:
+            RuntimeError: for a sparse gradient, before anything was changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._refuse_sparse()
+        plan = self._current_plan()
+        if plan.batches:
+            fresh = not self.state
+            self._fill_state(plan)
+            if not (fresh and self._is_dry_run(plan)):
+                self._capture_anchors(plan)
+                for batch in plan.batches:
+                    batch.begin()
+                take_step(plan.batches)
+        return loss
+
+    def _refuse_sparse(self) -> None:
+        for group in self.param_groups:
+            for i, p in enumerate(group["params"]):
+                if p.grad is not None and p.grad.layout != torch.strided:
+                    raise RuntimeError(
+                        f"{type(self).__name__} does not take sparse gradients: {self._name(group, i)} has one; "
+                        "build the embedding with sparse=False"
+                    )
+
+    def _current_plan(self) -> Plan:
+        signature = Plan.signature(self.param_groups, self._moments, self._rules)
+        if self._plan is None or self._plan.key != signature:
+            self._plan = Plan(signature, self.param_groups, self._moments, self._rules)
+        return self._plan
+
+    def _fill_state(self, plan: Plan) -> None:
+        for batch in plan.batches:
+            for p, group in zip(batch.owners, batch.groups):
+                self._fill(p, group)
+            batch.states = [self.state[p] for p in batch.owners]
+
+    def _fill(self, p: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+        if not all(name in state for name in self._moments.state_names(group)):
+            zeros = torch.zeros_like(p, dtype=state_dtype(p.dtype), memory_format=torch.preserve_format)
+            self._moments.fill(state, group, zeros)
+        if group.get("anchor") == "capture" and "anchor" not in state:
+            if state["step"] > 0:
+                raise RuntimeError(capture.MISSING.format(name=type(self).__name__))
+            state["anchor"] = p.detach().clone(memory_format=torch.preserve_format)
+            self._unanchored.add(p)
+
+    def _is_dry_run(self, plan: Plan) -> bool:
+        """Whether this is a checkpointer's way of asking for the shape of our state.
+
+        torch.distributed.checkpoint steps a fresh optimizer with zero gradients and lr 0. Counting that step would
+        change the bias corrections of the real ones. Reading the gradients waits for the device, which happens only
+        here: on a first step at lr 0.
+        """
+        if any(host_value(g["lr"]) != 0 for b in plan.batches for g in b.groups):
+            return False
+        moved = False
+        for batch in plan.batches:
+            moved = batch.any_gradient() or moved  # every process asks for every batch
+        return not moved
+
+    def _capture_anchors(self, plan: Plan) -> None:
+        if not self._unanchored:
+            return
+        for batch in plan.batches:
+            for p, group in zip(batch.owners, batch.groups):
+                if p in self._unanchored and float(group["lr"]) != 0:
+                    self.state[p]["anchor"].copy_(p)
+                    self._unanchored.discard(p)
+
+    def init_state(self) -> None:
+        """Allocate the state of every parameter now, as checkpointers want it; changes no weight and no later step."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad:
+                    self._fill(p, group)
+
+    # Checkpoints and copies.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_moments": self._moments, "_rules": self._rules}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._reset()
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)  # checkpoints of torch's optimizers and of older versions lack some
+        self._unanchored = {p for p, s in self.state.items() if "anchor" in s and not s["step"] > 0}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this optimizer or of torch's with the same moments.
+
+        torch casts all state to the parameter's type; here moments come back in the type they are kept in, so a bf16
+        model resumes bitwise. Loaded tensors are copies: the checkpoint and the optimizer share nothing.
+
+        Raises:
+            ValueError: for a checkpoint from the middle of training that lacks the anchor. Nothing is loaded then.
+        """
+        final: dict[str, Any] = {}
+
+        def check(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+            self._check_anchors(given)
+            final.update(given)
+
+        handle = self.register_load_state_dict_pre_hook(check)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        self._restore_types(final)
+        for group in self.param_groups:
+            self._check_group(group)
+
+    def _saved_states(self, state_dict: dict[str, Any]) -> Iterable[tuple[dict[str, Any], Tensor, dict[str, Any]]]:
+        """(own group, parameter, saved state) for every parameter that has a saved state."""
+        for own, saved in zip(self.param_groups, state_dict["param_groups"]):
+            for p, index in zip(own["params"], saved["params"]):
+                if index in state_dict["state"]:
+                    yield own, p, state_dict["state"][index]
+
+    def _check_anchors(self, state_dict: dict[str, Any]) -> None:
+        for group, _, saved in self._saved_states(state_dict):
+            anchor = group.get("anchor")
+            if anchor == "capture" and "anchor" not in saved and float(saved.get("step", 1)) > 0:
+                raise ValueError("state_dict: " + capture.MISSING.format(name=type(self).__name__))
+
+    def _restore_types(self, state_dict: dict[str, Any]) -> None:
+        for group, p, saved in self._saved_states(state_dict):
+            state = cast("dict[str, Any]", self.state[p])
+            for name, value in saved.items():
+                if not isinstance(value, Tensor) or name == "step":
+                    continue
+                own = state[name]
+                if name in self._moments.state_names({**group, "amsgrad": True}):
+                    dtype = state_dtype(p.dtype)
+                else:
+                    dtype = value.dtype
+                # From the checkpoint itself: what torch loaded has been rounded to the parameter's type.
+                state[name] = value.detach().to(device=own.device, dtype=dtype, copy=True)
+            # A buffer without a count (torch's SGD keeps none) has seen at least one step.
+            state["step"] = torch.tensor(float(saved.get("step", 1)), dtype=torch.float32)
+        self._unanchored = {p for p, s in self.state.items() if "anchor" in s and not s["step"] > 0}
+
+    # For people.
+
+    def __repr__(self) -> str:
+        return pipeline_text(type(self).__name__, self.param_groups, self._moments, self._rules)
+
+
+def announce_anchored_decay(name: str, groups: Sequence[dict[str, Any]]) -> None:
+    """Say once what a positive weight decay means to an anchored optimizer."""
+    decays = sorted({g["weight_decay"] for g in groups if g["weight_decay"] != 0 and g.get("anchor") is not None})
+    if decays:
+        warnings.warn(
+            f"{name}: weight_decay={decays[0]:g} decays toward the anchor (the pretrained weights), not toward zero; "
+            "selective projection is set by strength, and needs no weight_decay",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,89 @@
+"""Which tensors step together. Made anew only when parameters, gradients or the kind of options change."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mooring.moments.base import Moments
+from mooring.step.batch import Batch, host_value_is_remote
+from mooring.step.rule import Rule
+from mooring.step.shards import Sharding, local, sharding
+
+# Elements per batch: on a CPU small enough that a batch's temporaries stay near the cache and do not double the memory
+# of the process, on an accelerator large enough that launches do not matter.
+_BATCH_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+
+Member = tuple[Tensor, dict[str, Any], int]
+
+
+class Plan:
+    """Batches of the parameters that have a gradient."""
+
+    def __init__(
+        self, key: Hashable, groups: Sequence[dict[str, Any]], moments: Moments, rules: Sequence[Rule]
+    ) -> None:
+        self.key = key
+        families: dict[tuple[Hashable, torch.device, torch.dtype, Sharding], list[Member]] = {}
+        position = 0
+        for group in groups:
+            kind = _kind(group, moments, rules)
+            for p in group["params"]:
+                position += 1
+                if p.grad is None or p.numel() == 0:
+                    continue
+                split = sharding(p, group.get("row_dim", 0))
+                family = (kind, local(p).device, p.dtype, split)
+                families.setdefault(family, []).append((p, group, position))
+        self.batches: list[Batch] = []
+        for (_, device, _, split), members in families.items():
+            active = tuple(rule for rule in rules if rule.active(members[0][1]))
+            limit = _BATCH_ELEMENTS.get(device.type, _BATCH_ELEMENTS["cuda"])
+            for part in _parts(members, limit):
+                owners, own_groups, positions = zip(*part)
+                self.batches.append(Batch(owners, own_groups, active, moments, split, positions))
+
+    @staticmethod
+    def signature(groups: Sequence[dict[str, Any]], moments: Moments, rules: Sequence[Rule]) -> Hashable:
+        """What a plan depends on. Options enter by which groups share them, so a schedule does not change it."""
+        kinds: dict[Hashable, int] = {}
+        out = []
+        for group in groups:
+            kind = _kind(group, moments, rules)
+            members = tuple([(id(p), p.device, p.dtype, p.grad is not None) for p in group["params"]])
+            out.append((kinds.setdefault(kind, len(kinds)), kind[1:], id(group), members))
+        return tuple(out)
+
+
+def _kind(group: dict[str, Any], moments: Moments, rules: Sequence[Rule]) -> tuple[Hashable, ...]:
+    """What all groups of one batch must agree on; the first item is free to change from step to step."""
+    return (
+        moments.shared(group),
+        tuple([(rule.active(group), rule.shared(group)) for rule in rules]),
+        group.get("anchor"),
+        group.get("row_dim"),
+        host_value_is_remote(group["lr"]),
+    )
+
+
+def _parts(members: Sequence[Member], limit: int) -> list[list[Member]]:
+    """Split into runs of at most ``limit`` elements, counted over all shards so that every process splits alike.
+
+    Tensors of one shape come together first, because equal rows share a matrix.
+    """
+    first: dict[torch.Size, int] = {}
+    for i, (p, _, _) in enumerate(members):
+        first.setdefault(p.shape, i)
+    ordered = sorted(members, key=lambda m: first[m[0].shape])
+    parts: list[list[Member]] = []
+    size = limit + 1
+    for member in ordered:
+        if size + member[0].numel() > limit:
+            parts.append([])
+            size = 0
+        parts[-1].append(member)
+        size += member[0].numel()
+    return parts

@@ -1,0 +1,25 @@
+"""What ``print(optimizer)`` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mooring.moments.base import Moments
+from mooring.step.rule import Rule
+
+
+def pipeline_text(name: str, groups: Sequence[dict[str, Any]], moments: Moments, rules: Sequence[Rule]) -> str:
+    """The pipeline in order, per group, and what one step shrinks."""
+    lines = [f"{name} ("]
+    for i, group in enumerate(groups):
+        active = [rule for rule in rules if rule.active(group)]
+        stages = [moments.describe(group), *(rule.describe(group) for rule in active), "step"]
+        count = sum(p.numel() for p in group["params"])
+        shrinks = [text for rule in active if (text := rule.shrink(group))]
+        lines += [
+            f"  group {i}: {len(group['params'])} tensors, {count:,} elements, lr {float(group['lr']):g}",
+            f"    {' -> '.join(stages)}",
+            f"    shrink per step: {' and '.join(shrinks) or 'none'}",
+        ]
+    return "\n".join([*lines, ")"])

@@ -1,0 +1,127 @@
+"""Radial projection: AdamP and SGDP, Heo et al., ICLR 2021 (arXiv 2006.08217)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from mooring.rules.decay import DecoupledDecay
+from mooring.step.move import Slices
+from mooring.step.rule import Rule
+
+
+class RadialProjection(Rule):
+    """Remove the radial part of the update where the weights look scale invariant.
+
+    For a tensor of two or more dimensions and a gradient that is not exactly zero::
+
+        cos_r = |<g_r, p_r>| / (max(|g_r|, eps) * max(|p_r|, eps))            for every row r
+        every cos_r < delta / sqrt(row length)        -> project every row
+        else cos of the whole tensor < delta / sqrt(numel) -> project the whole tensor
+        projection: u <- u - p̂ <p̂, u>,   p̂ = p / (|p| + eps)
+
+    A projected tensor's decay is multiplied by ``wd_ratio``. Everything is decided by four inner products per row.
+
+    Args:
+        delta: threshold of the cosine test; 0 never projects.
+        wd_ratio: factor on the decay of projected tensors, in [0, 1].
+        eps: floor of the norms.
+
+    Where a group has ``project_buffer``, the momentum buffer is projected in place too, as the authors' SGDP does
+    without Nesterov.
+    """
+
+    scope = "row"
+    writes = "p"
+
+    def __init__(self, delta: float = 0.1, wd_ratio: float = 0.1, eps: float = 1e-8) -> None:
+        self._options = {"delta": delta, "wd_ratio": wd_ratio, "eps": eps}
+
+    @override
+    def options(self) -> dict[str, Any]:
+        return dict(self._options)
+
+    @override
+    def check(self, group: Mapping[str, Any]) -> None:
+        for name in ("delta", "eps"):
+            if not group[name] >= 0:
+                raise ValueError(f"{name} must be >= 0, got {group[name]!r}")
+        if not 0 <= group["wd_ratio"] <= 1:
+            raise ValueError(f"wd_ratio must be in [0, 1], got {group['wd_ratio']!r}")
+
+    @override
+    def active(self, group: Mapping[str, Any]) -> bool:
+        return bool(group["delta"] != 0)
+
+    @override
+    def shared(self, group: Mapping[str, Any]) -> Hashable:
+        return _projects_buffer(group)
+
+    @override
+    def reads(self, live: str) -> set[str]:
+        return {"gg", "gp", "pp", "pu"}
+
+    @override
+    def sums(self, x: Slices) -> list[Tensor]:
+        gg, gp, pp, pu = (x.dot(*name) for name in ("gg", "gp", "pp", "pu"))
+        limit = x.option("delta") / x.row_length.sqrt()
+        fails = ~(_cosine(gg, gp, pp, x.per_slice(x.option("eps"))) < x.per_slice(limit))
+        return [fails.to(gg.dtype), gg, gp, pp, pu]
+
+    @override
+    def decide(self, x: Slices, totals: list[Tensor]) -> None:
+        fails, gg, gp, pp, pu = totals
+        eps = x.option("eps")
+        candidate = x.matrix & (gg > 0)
+        by_row = candidate & (fails == 0)
+        by_tensor = candidate & ~by_row & (_cosine(gg, gp, pp, eps) < x.option("delta") / x.numel.sqrt())
+
+        row_radial = _radial(x.dot("p", "u"), x.dot("p", "p"), x.per_slice(eps))
+        radial = torch.where(x.per_slice(by_row), row_radial, x.per_slice(_radial(pu, pp, eps)))
+        projected = x.per_slice(by_row | by_tensor)
+        radial = torch.where(projected, radial, torch.zeros_like(radial))
+
+        x.move.add("p", -x.move.beta * radial)
+        x.move.rho = torch.where(projected, x.per_slice(x.option("wd_ratio")), torch.ones_like(radial))
+        if _projects_buffer(x.shared):
+            x.move.buffer = radial
+
+    @override
+    def describe(self, group: Mapping[str, Any]) -> str:
+        buffer = ", buffer too" if _projects_buffer(group) else ""
+        return f"radial projection(delta={group['delta']:g}, wd_ratio={group['wd_ratio']:g}{buffer})"
+
+
+class BufferHorizonDecay(DecoupledDecay):
+    """SGDP's decay: ``scale = 1/(1-momentum)``; it ignores dampening and applies to vectors too, as released."""
+
+    @override
+    def scale(self, x: Slices) -> Tensor | None:
+        return 1 / (1 - x.option("momentum"))
+
+    @override
+    def describe(self, group: Mapping[str, Any]) -> str:
+        return f"decoupled decay(weight_decay={group['weight_decay']:g} / (1 - momentum), toward zero)"
+
+    @override
+    def scale_text(self) -> str:
+        return " / (1 - momentum)"
+
+
+def _projects_buffer(group: Mapping[str, Any]) -> bool:
+    # With Nesterov the update is a tensor of its own, so the released code projects that and leaves the buffer alone.
+    return bool(group.get("project_buffer", False) and not group["nesterov"] and group["momentum"] != 0)
+
+
+def _cosine(gg: Tensor, gp: Tensor, pp: Tensor, eps: Tensor) -> Tensor:
+    return gp.abs() / (torch.maximum(gg.sqrt(), eps) * torch.maximum(pp.sqrt(), eps))
+
+
+def _radial(pu: Tensor, pp: Tensor, eps: Tensor) -> Tensor:
+    """The coefficient of p in ``p̂ <p̂, u>``; 0 where p is exactly zero and eps is 0."""
+    norm = pp.sqrt() + eps
+    return torch.where(norm > 0, pu / (norm * norm), torch.zeros_like(pu))

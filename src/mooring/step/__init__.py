@@ -1,0 +1,1 @@
+"""The step: scan, observe, reduce, decide, apply."""

@@ -1,0 +1,230 @@
+"""A batch: tensors that take their step together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mooring.kernels import eager
+from mooring.kernels.eager import TensorList
+from mooring.moments.base import Moments
+from mooring.step.layout import Layout
+from mooring.step.move import Move, Slices
+from mooring.step.rule import Rule
+from mooring.step.scalars import host_value, on_device, option_vector
+from mooring.step.shards import Sharding, all_sum, local
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 stays float64; everything narrower computes, and keeps its moments, in float32."""
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of parameter-shaped moments: the compute type, complex where the parameter is."""
+    return dtype if dtype.is_complex else compute_dtype(dtype)
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+class Batch:
+    """Tensors of one device, type, recipe and sharding, with everything a step needs to know of them.
+
+    Args:
+        owners: the parameters, keys of the optimizer's state.
+        groups: the parameter group of each.
+        rules: the rules that are active for them, in order.
+        moments: how u is made.
+        sharding: how they are split over processes (the same for all).
+        positions: where each stands among all parameters of the optimizer.
+    """
+
+    def __init__(
+        self,
+        owners: Sequence[Tensor],
+        groups: Sequence[dict[str, Any]],
+        rules: Sequence[Rule],
+        moments: Moments,
+        sharding: Sharding,
+        positions: Sequence[int],
+    ) -> None:
+        self.owners, self.groups, self.rules, self.moments = list(owners), list(groups), tuple(rules), moments
+        self.positions = list(positions)
+        self.group = self.groups[0]
+        self.params = self._local_params()
+        self.device = self.params[0].device
+        self.dtype = compute_dtype(self.owners[0].dtype)
+        self.global_numels = [p.numel() for p in self.owners]
+        self.anchored = any(r.needs_anchor for r in self.rules)
+
+        by_rows = any(r.scope == "row" for r in self.rules)
+        row_dims = [self.group["row_dim"] if by_rows and p.ndim >= 2 else None for p in self.params]
+        self.row_groups = sharding.within if by_rows else ()
+        self.tensor_groups = sharding.rows if by_rows else sharding.groups
+        self.shard_groups = sharding.groups
+
+        self.entries = self._entries()
+        self.rule_device = self._rule_device()
+        self.layout = Layout([p.shape for p in self.params], row_dims, self.rule_device)
+        self._whole = Layout([p.shape for p in self.params], [None] * len(self.params), self.device)
+        shapes = [p.shape for p in self.owners]
+        self._matrix = torch.tensor([len(s) >= 2 for s in shapes]).to(self.rule_device)
+        self._numel = on_device([float(n) for n in self.global_numels], self.rule_device)
+        self._row_length = on_device(
+            [
+                float(n if dim is None else n // max(shape[dim], 1))
+                for n, dim, shape in zip(self.global_numels, row_dims, shapes)
+            ],
+            self.rule_device,
+        )
+        self.states: list[dict[str, Any]] = []
+        self.steps: list[float] = []
+        self.scanned: Tensor | None = None
+
+    def begin(self) -> None:
+        """Count the step. Weights are looked up again: hosts may have replaced their storage since the last one."""
+        self.params = self._local_params()
+        torch._foreach_add_([s["step"] for s in self.states], 1)
+        self.steps = [float(s["step"]) for s in self.states]
+
+    def any_gradient(self) -> bool:
+        """Whether any gradient of this batch differs from zero, on any process. Waits for the device."""
+        found = torch.stack([g.count_nonzero() for g in self.gradients()]).sum().double()
+        [found] = all_sum([(found, self.shard_groups)])
+        return bool(found > 0)
+
+    def _local_params(self) -> list[Tensor]:
+        return [_real(local(p.detach())) for p in self.owners]
+
+    def _entries(self) -> tuple[str, ...]:
+        """The Gram entries that this batch's rules read, given which coefficients earlier rules write."""
+        live, wanted = "u", set[str]()
+        for rule in self.rules:
+            wanted |= rule.reads(live)
+            live += rule.writes
+        return tuple(sorted(wanted))
+
+    def _rule_device(self) -> torch.device:
+        """Rules are evaluated on the host where options are all they read, so that nothing has to be fetched."""
+        reads_device = bool(self.entries) or (self.moments.scans and any(r.needs_stable_scale for r in self.rules))
+        lr_on_device = any(host_value_is_remote(g["lr"]) for g in self.groups)
+        return self.device if reads_device or lr_on_device else torch.device("cpu")
+
+    # What moments and rules ask for.
+
+    def state(self, name: str) -> list[Tensor]:
+        """This process's piece of a parameter-shaped state of every tensor."""
+        return [_real(local(s[name])) for s in self.states]
+
+    def host_options(self, name: str) -> list[float]:
+        """A group option of every tensor, as numbers."""
+        return [float(g[name]) for g in self.groups]
+
+    def option(self, name: str) -> Tensor:
+        """A group option of every tensor, (T,) float64 where rules are evaluated."""
+        return option_vector([g[name] for g in self.groups], self.rule_device)
+
+    def vector(self, values: Sequence[float], device: torch.device) -> Tensor:
+        """Numbers, one per tensor, as float64 on a device."""
+        return on_device(values, device)
+
+    def widen(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors in the compute type; those already in it are not copied."""
+        return [t if t.dtype == self.dtype else t.to(self.dtype) for t in tensors]
+
+    def gradients(self) -> list[Tensor]:
+        """Gradients in the compute type, negated with ``maximize``; never the user's tensors to write on."""
+        grads = []
+        for p in self.owners:
+            g = p.grad
+            assert g is not None
+            if local(g) is not g and g.placements != p.placements:  # type: ignore[attr-defined]
+                g = g.redistribute(placements=p.placements)  # type: ignore[attr-defined]
+            grads.append(_real(local(g.detach())))
+        grads = self.widen(grads)
+        return list(torch._foreach_neg(grads)) if self.group["maximize"] else grads
+
+    def sums(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The sum of each tensor's elements over the fixed tree, (T,) float64; this process's part."""
+        return self._flat_sums(tensors, squares=False)
+
+    def sums_of_squares(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The sum of each tensor's squares over the fixed tree, (T,) float64; this process's part."""
+        return self._flat_sums(tensors, squares=True)
+
+    def _flat_sums(self, tensors: Sequence[Tensor], squares: bool) -> Tensor:
+        parts = []
+        for block in self._whole.blocks:
+            matrix = self._whole.matrix(block, tensors)
+            parts.append(eager.row_sums(matrix * matrix if squares else matrix))
+        return torch.cat(parts)
+
+    # The stages.
+
+    def gram(self, vectors: dict[str, TensorList]) -> dict[str, Tensor]:
+        """Gram entries per slice, this process's part."""
+        out: dict[str, list[Tensor]] = {name: [] for name in self.entries}
+        letters = sorted({letter for name in self.entries for letter in name})
+        for block in self.layout.blocks:
+            matrices = {letter: self.layout.matrix(block, vectors[letter]) for letter in letters}
+            for name, product in zip(self.entries, eager.inner_products(matrices, self.entries)):
+                out[name].append(product)
+        return {name: torch.cat(parts) for name, parts in out.items()}
+
+    def slices(self, entries: dict[str, Tensor], move: Move) -> Slices:
+        """The view of this batch that rules get."""
+        return Slices(
+            entries=entries,
+            option=self.option,
+            matrix=self._matrix,
+            numel=self._numel,
+            row_length=self._row_length,
+            per_slice=self.layout.per_slice,
+            stable_scale=lambda: self.moments.stable_scale(self),
+            move=move,
+            shared=self.group,
+        )
+
+    def apply(self, move: Move, vectors: dict[str, TensorList]) -> None:
+        """``p <- p - (tau p + beta u + kappa d)``, and the momentum buffer where a rule rewrote it."""
+        terms = move.terms()
+        if move.buffer is None and self.layout.one_each and self.rule_device.type == "cpu":
+            lists = [(c.expand(len(self.params)).tolist(), vectors[letter]) for letter, c in terms]
+            self._subtract(self.params, vectors["p"], eager.displacement_lists(lists))
+            return
+        for block in self.layout.blocks:
+            matrices = {letter: self.layout.matrix(block, vectors[letter]) for letter, _ in terms}
+            part = [(c[block.slices], matrices[letter]) for letter, c in terms]
+            s = self.layout.split(block, eager.displacement(part), self.params)
+            if move.buffer is not None:
+                weights = matrices.get("p", self.layout.matrix(block, vectors["p"]))
+                radial = eager.displacement([(move.buffer[block.slices], weights)])
+                buffers = self.state("momentum_buffer")[block.tensors]
+                torch._foreach_sub_(buffers, self.layout.split(block, radial, self.params))
+            self._subtract(self.params[block.tensors], vectors["p"][block.tensors], s)
+
+    def _subtract(self, stored: TensorList, wide: TensorList, s: TensorList) -> None:
+        if stored[0].dtype == self.dtype:
+            torch._foreach_sub_(stored, s)
+        else:
+            torch._foreach_copy_(stored, torch._foreach_sub(wide, s))
+
+    def vectors(self, grads: TensorList, params: TensorList, u: TensorList) -> dict[str, TensorList]:
+        """The four directions of the step; d only where a rule needs it."""
+        out: dict[str, TensorList] = {"g": grads, "p": params, "u": u}
+        if self.anchored:
+            if self.group["anchor"] == "zero":
+                out["d"] = params
+            else:
+                out["d"] = torch._foreach_sub(params, self.widen(self.state("anchor")))
+        return out
+
+
+def host_value_is_remote(value: Any) -> bool:
+    """Whether an option can only be read by waiting for a device."""
+    return host_value(value) is None

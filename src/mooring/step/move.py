@@ -1,0 +1,104 @@
+"""What rules read and what they write: a view of the Gram matrix, and the pending affine move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LETTERS = "gpud"
+"""g: gradient handed to the moments, p: weights before the step, u: update direction, d: p - anchor."""
+
+
+def entry(a: str, b: str) -> str:
+    """The canonical two-letter name of the inner product <a, b>."""
+    return a + b if LETTERS.index(a) <= LETTERS.index(b) else b + a
+
+
+@dataclass
+class Move:
+    """The pending displacement ``s = tau*p + beta*u + kappa*d``, float64 coefficients per slice.
+
+    ``None`` is a coefficient that no rule has written, which is zero. ``rho`` multiplies every decay that follows the
+    projection; ``buffer`` is subtracted from the momentum buffer, times ``p``.
+    """
+
+    beta: Tensor
+    tau: Tensor | None = None
+    kappa: Tensor | None = None
+    rho: Tensor | None = None
+    buffer: Tensor | None = None
+
+    def terms(self) -> list[tuple[str, Tensor]]:
+        """(letter, coefficient) of the written coefficients, in the order in which they are added."""
+        pairs = (("u", self.beta), ("p", self.tau), ("d", self.kappa))
+        return [(letter, c) for letter, c in pairs if c is not None]
+
+    def add(self, letter: str, c: Tensor) -> None:
+        """Add ``c`` to the coefficient of ``p`` or ``d``."""
+        name = {"p": "tau", "d": "kappa"}[letter]
+        old = getattr(self, name)
+        setattr(self, name, c if old is None else old + c)
+
+    def scale(self, factor: Tensor) -> None:
+        """Multiply the whole pending displacement."""
+        self.beta = self.beta * factor
+        self.tau = None if self.tau is None else self.tau * factor
+        self.kappa = None if self.kappa is None else self.kappa * factor
+
+
+@dataclass
+class Slices:
+    """All that a rule may read of a batch of tensors.
+
+    A *slice* is a row of a tensor where a rule of the recipe works by rows, else the whole tensor. ``S`` slices belong
+    to ``T`` tensors; every tensor here is float64 and lives where the rules are evaluated.
+
+    Attributes:
+        entries: Gram entries by name, each of shape (S,).
+        option: group option by name -> (T,), one value per tensor.
+        matrix: (T,) bool, tensors of two or more dimensions.
+        numel: (T,), elements of the whole tensor, counted over all shards.
+        row_length: (T,), elements of one row, counted over all shards.
+        per_slice: takes a (T,) tensor to (S,), the tensor's value at each of its slices.
+        stable_scale: what the moments divide the decay by in stable weight decay, (T,) or 0-dim.
+        move: the pending displacement; rules change it.
+        shared: the group of the first tensor, for options that all tensors have in common.
+    """
+
+    entries: dict[str, Tensor]
+    option: Callable[[str], Tensor]
+    matrix: Tensor
+    numel: Tensor
+    row_length: Tensor
+    per_slice: Callable[[Tensor], Tensor]
+    stable_scale: Callable[[], Tensor]
+    move: Move
+    shared: Mapping[str, Any]
+
+    def dot(self, a: str, b: str) -> Tensor:
+        """<a, b> per slice, shape (S,)."""
+        return self.entries[entry(a, b)]
+
+    def pending(self) -> tuple[Tensor, Tensor]:
+        """<s, s> and <s, d> of the pending displacement per slice, from Gram entries alone."""
+        terms = self.move.terms()
+        ss = torch.zeros_like(self.move.beta)
+        for i, (a, ca) in enumerate(terms):
+            ss = ss + ca * ca * self.dot(a, a)
+            for b, cb in terms[i + 1 :]:
+                ss = ss + 2 * ca * cb * self.dot(a, b)
+        sd = torch.zeros_like(ss)
+        for a, ca in terms:
+            sd = sd + ca * self.dot(a, "d")
+        return ss, sd
+
+
+def pending_entries(live: str) -> set[str]:
+    """The entries that :meth:`Slices.pending` reads when the letters in ``live`` have coefficients."""
+    letters = set(live) | {"u"}
+    quadratic = {entry(a, b) for a in letters for b in letters}
+    return quadratic | {entry(a, "d") for a in letters}

@@ -1,0 +1,90 @@
+"""The step itself: scan, observe, reduce, decide, apply."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mooring.step.batch import Batch
+from mooring.step.move import Move
+from mooring.step.shards import all_sum
+
+Request = tuple[Tensor, tuple[Any, ...]]
+
+
+def take_step(batches: Sequence[Batch]) -> None:
+    """Step all batches.
+
+    A batch on one process runs through to the end before the next begins, so its temporaries are short-lived.
+    Batches with sharded parameters advance together, so that each stage that depends on sums over processes costs one
+    flattened collective for all of them: one for the scan, one for each rule that reads sums.
+    """
+    scan(batches)
+    for batch in batches:
+        if not batch.shard_groups:
+            _drive([observe_decide_apply(batch)])
+    _drive([observe_decide_apply(b) for b in batches if b.shard_groups])
+
+
+def scan(batches: Sequence[Batch]) -> None:
+    """Statistics over the whole model that rules need before anything is written.
+
+    Every tensor with a gradient counts, also in groups whose own decay is zero.
+    """
+    batches = list(batches)
+    if not batches or not batches[0].moments.scans:
+        return
+    statistic = batches[0].moments.scan(batches)
+    for b in batches:
+        if any(rule.needs_stable_scale for rule in b.rules):
+            b.scanned = statistic.to(b.rule_device, non_blocking=True)
+
+
+def observe_decide_apply(batch: Batch) -> Generator[Request, Tensor, None]:
+    """One batch's step. Yields what has to be summed over processes and is sent the sums."""
+    grads, params = batch.gradients(), batch.widen(batch.params)
+    u = batch.moments.update(batch, grads, params)
+    vectors = batch.vectors(grads, params, u)
+
+    entries = batch.gram(vectors) if batch.entries else {}
+    if entries and batch.row_groups:
+        stacked = yield torch.stack(list(entries.values())), batch.row_groups
+        entries = dict(zip(entries, stacked.unbind()))
+
+    x = batch.slices(entries, Move(beta=batch.layout.per_slice(batch.option("lr"))))
+    for rule in batch.rules:
+        parts = rule.sums(x)
+        totals: list[Tensor] = []
+        if parts:
+            summed = batch.layout.per_tensor(parts)
+            if batch.tensor_groups:
+                summed = yield summed, batch.tensor_groups
+            totals = list(summed.unbind())
+        rule.decide(x, totals)
+    batch.apply(x.move, vectors)
+
+
+def _drive(steps: Sequence[Generator[Request, Tensor, None]]) -> None:
+    """Advance generators together: collect what each asks for, reduce it in one go, send the sums back."""
+    waiting: list[tuple[Generator[Request, Tensor, None], Request]] = []
+    for step in steps:
+        _advance(step, None, waiting)
+    while waiting:
+        now, waiting = waiting, []
+        for (step, _), total in zip(now, all_sum([request for _, request in now])):
+            _advance(step, total, waiting)
+
+
+def _advance(
+    step: Generator[Request, Tensor, None],
+    value: Tensor | None,
+    waiting: list[tuple[Generator[Request, Tensor, None], Request]],
+) -> None:
+    try:
+        request = next(step) if value is None else step.send(value)
+    except StopIteration:
+        return
+    waiting.append((step, request))

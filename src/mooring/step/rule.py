@@ -1,0 +1,64 @@
+"""The interface of a rule: a few scalars in, a change of the pending move out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from mooring.step.move import Slices
+
+
+class Rule:
+    """One stage of a step.
+
+    A rule states which Gram entries it reads and at which scope, and turns them into a change of the pending
+    displacement. It never sees a weight, so the same rule serves every backend, data type and sharding.
+
+    Class attributes:
+        scope: ``"pointwise"`` (options alone), ``"tensor"``, ``"row"`` (rows first, then the tensor), or ``"model"``
+            (a statistic over all parameters).
+        writes: the letters (``"p"``, ``"d"``) to which the rule may give a coefficient.
+        needs_anchor: whether the rule reads or moves along ``d = p - anchor``.
+        needs_stable_scale: whether the rule reads the statistic that the moments provide for stable weight decay.
+    """
+
+    scope: ClassVar[str] = "pointwise"
+    writes: str = ""
+    needs_anchor: bool = False
+    needs_stable_scale: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """The group options this rule reads, with their defaults."""
+        return {}
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError naming the option, its value and what would be right."""
+
+    def active(self, group: Mapping[str, Any]) -> bool:
+        """False where the options of this group make the rule do nothing."""
+        return True
+
+    def shared(self, group: Mapping[str, Any]) -> Hashable:
+        """The options that all tensors of one batch must have in common; read them from ``x.shared``."""
+        return ()
+
+    def reads(self, live: str) -> set[str]:
+        """The Gram entries this rule reads, when the letters in ``live`` already have coefficients."""
+        return set()
+
+    def sums(self, x: Slices) -> list[Tensor]:
+        """Quantities per slice, each (S,), to be added up over each tensor and over its shards."""
+        return []
+
+    def decide(self, x: Slices, totals: list[Tensor]) -> None:
+        """Change ``x.move``. ``totals`` are the sums, each of shape (T,)."""
+
+    def describe(self, group: Mapping[str, Any]) -> str:
+        """One line for ``print(optimizer)``."""
+        return type(self).__name__
+
+    def shrink(self, group: Mapping[str, Any]) -> str | None:
+        """The fraction of the weights (or of their distance to the anchor) that one step takes, as text."""
+        return None

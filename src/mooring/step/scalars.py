@@ -1,0 +1,39 @@
+"""Group options as vectors over the tensors of a batch, without reading anything back from a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def host_value(value: Any) -> float | None:
+    """The number behind an option; None where it lives on an accelerator, whose reading would wait for the device."""
+    if isinstance(value, Tensor):
+        return float(value) if value.device.type == "cpu" else None
+    return float(value)
+
+
+def on_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """A float64 vector on ``device``; on CUDA the copy goes through pinned memory, so the host does not wait."""
+    vector = torch.tensor(values, dtype=torch.float64)
+    if device.type == "cuda":
+        return vector.pin_memory().to(device, non_blocking=True)
+    return vector.to(device)
+
+
+def option_vector(values: Sequence[Any], device: torch.device) -> Tensor:
+    """One float64 vector from one option value per tensor; values may be numbers or 0-dim tensors anywhere."""
+    hosted = [host_value(v) for v in values]
+    if None not in hosted:
+        return on_device(hosted, device)  # type: ignore[arg-type]
+    return torch.stack(
+        [
+            v.detach().reshape(()).to(device=device, dtype=torch.float64, non_blocking=True)
+            if isinstance(v, Tensor)
+            else torch.full((), float(v), dtype=torch.float64, device=device)
+            for v in values
+        ]
+    )

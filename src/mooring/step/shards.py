@@ -1,0 +1,103 @@
+"""Where a parameter is split: local tensors, global shapes, and the process groups that hold the other pieces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How one parameter is split.
+
+    Attributes:
+        rows: process groups over which whole rows are distributed.
+        within: process groups over which a row itself is split.
+    """
+
+    rows: tuple[Any, ...] = ()
+    within: tuple[Any, ...] = ()
+
+    @property
+    def groups(self) -> tuple[Any, ...]:
+        """All process groups that hold different elements of the parameter."""
+        return self.rows + self.within
+
+
+WHOLE = Sharding()
+
+
+def _dtensor_class() -> type | None:
+    if not dist.is_available():
+        return None
+    from torch.distributed.tensor import DTensor
+
+    return DTensor
+
+
+_DTENSOR = _dtensor_class()
+
+
+def is_sharded(x: Tensor) -> bool:
+    """Whether ``x`` is a DTensor."""
+    return _DTENSOR is not None and isinstance(x, _DTENSOR)
+
+
+def local(x: Tensor) -> Tensor:
+    """This process's piece of ``x``; it shares memory with ``x``."""
+    return x.to_local() if is_sharded(x) else x  # type: ignore[attr-defined]
+
+
+def sharding(p: Tensor, row_dim: int) -> Sharding:
+    """Read a parameter's placements.
+
+    Sums run over the mesh dimensions that shard, never over replicas.
+
+    Raises:
+        ValueError: for a pending (Partial) placement, whose value does not exist yet.
+    """
+    if not is_sharded(p):
+        return WHOLE
+    rows: list[Any] = []
+    within: list[Any] = []
+    mesh = p.device_mesh  # type: ignore[attr-defined]
+    for mesh_dim, placement in enumerate(p.placements):  # type: ignore[attr-defined]
+        if placement.is_partial():
+            raise ValueError(
+                f"parameter of shape {tuple(p.shape)} has placement {placement}; expected Shard or Replicate"
+            )
+        dim = getattr(placement, "dim", None)
+        if dim is None or mesh.size(mesh_dim) == 1:
+            continue
+        dim = dim % max(p.ndim, 1)
+        # A vector is one row, so splitting it splits the row; its sums are only ever read for the whole tensor.
+        (rows if p.ndim < 2 or dim == row_dim else within).append(mesh.get_group(mesh_dim))
+    return Sharding(tuple(rows), tuple(within))
+
+
+def all_sum(requests: list[tuple[Tensor, tuple[Any, ...]]]) -> list[Tensor]:
+    """Add float64 tensors over process groups, one flattened collective for each distinct set of groups.
+
+    Args:
+        requests: (tensor, groups) pairs. Every process of the groups must pass the same shapes in the same order.
+
+    Returns:
+        The sums, in the order of the requests.
+    """
+    results: list[Tensor] = [tensor for tensor, _ in requests]
+    by_groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, (_, groups) in enumerate(requests):
+        if groups:
+            by_groups.setdefault(groups, []).append(i)
+    for groups, members in by_groups.items():
+        flat = torch.cat([requests[i][0].reshape(-1) for i in members])
+        for group in groups:
+            dist.all_reduce(flat, group=group)
+        pieces = torch.split(flat, [requests[i][0].numel() for i in members])
+        for i, piece in zip(members, pieces):
+            results[i] = piece.view(requests[i][0].shape)
+    return results
