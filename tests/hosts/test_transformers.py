@@ -82,23 +82,29 @@ def test_stop_and_resume_is_bitwise(rows: Any, snapshot: Any, strangers: Any, tm
     snapshot(resumed_model).assert_equal(snapshot(model))
 
 
-def test_first_checkpoint_at_learning_rate_zero_captures_nothing(rows: Any, tmp_path: Path) -> None:
-    """Warm-up starts with lr 0: that step moves nothing, and the anchor is taken at the first step that moves."""
+def test_the_anchor_is_what_the_weights_are_when_the_first_step_moves_them(
+    rows: Any, snapshot: Any, tmp_path: Path
+) -> None:
+    """Warm-up starts with lr 0: that step moves nothing, and weights loaded after it still become the anchor."""
     from transformers import TrainerCallback
 
-    captured: list[int] = []
-
-    class Watch(TrainerCallback):
-        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            inner = optimizer_of(host)
-            captured.append(sum("anchor" in values for values in inner.state.values()))
-
     model = pretrained()
+    before = snapshot(model)
+    late: list[Any] = []
+
+    class LoadAfterTheFirstStep(TrainerCallback):
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not late:
+                before.assert_equal(snapshot(model))
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter.mul_(1.5)
+                late.append(snapshot(model))
+
     host = trainer(model, rows, tmp_path, {"lr": 5e-3}, warmup_steps=3)
-    host.add_callback(Watch())
+    host.add_callback(LoadAfterTheFirstStep())
     host.train()
-    assert captured[0] == 0
-    assert captured[1] == sum(1 for _ in model.parameters())
+    late[0].assert_anchors(model, optimizer_of(host))
 
 
 def test_weight_decay_of_the_trainer_pulls_toward_the_anchor(rows: Any, tmp_path: Path) -> None:
