@@ -1,4 +1,4 @@
-"""Print the shell commands of README.md that stand under a marker `<!-- ci: NAME -->`, so that CI runs those and no others."""
+"""Print the shell commands of README.md that stand under a marker `<!-- ci: NAME -->`: CI runs those and no others."""
 
 import re
 import sys
