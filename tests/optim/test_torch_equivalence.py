@@ -1,0 +1,103 @@
+"""AdamW and SGD are torch's, within 2 units in the last place per step, state included."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mooring as mo
+from tests.optim.precision import ulp
+from tests.optim.table import OptimizerRow, every_torch_variant
+
+
+def assert_ulps(ours: Tensor, theirs: Tensor, before: Tensor, limit: int, what: str) -> None:
+    """Within `limit` ulps of the larger of the value before and after (a step may pass through zero)."""
+    unit = ulp(torch.maximum(before.abs(), theirs.abs()), ours.dtype)
+    distance = ((ours.double() - theirs.double()).abs() / unit).max() if ours.numel() else torch.tensor(0.0)
+    assert distance <= limit, f"{what}: {float(distance)} ulp"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@every_torch_variant
+def test_two_ulps_per_step(row: OptimizerRow, variant: str, dtype: torch.dtype) -> None:
+    assert row.torch is not None
+    generator = torch.Generator().manual_seed(4)
+    shapes = [(30, 20), (17,), (), (4, 3, 3, 3), (0, 2)]
+    params = [nn.Parameter(torch.randn(s, generator=generator, dtype=dtype)) for s in shapes]
+    ours = row.build(params, variant)
+    for t in range(25):
+        twins = [nn.Parameter(p.detach().clone()) for p in params]
+        theirs = row.torch(twins, **row.hyper(variant))  # type: ignore[call-arg]
+        theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+        before = [p.detach().clone() for p in params]
+        old = {p: {k: v.clone() for k, v in ours.state[p].items() if torch.is_tensor(v)} for p in params}
+        for p, q in zip(params, twins):
+            g = torch.randn(p.shape, generator=generator, dtype=dtype)
+            p.grad, q.grad = (None, None) if (t + p.dim()) % 7 == 0 else (g, g.clone())
+        ours.step()
+        theirs.step()
+        for p, q, b in zip(params, twins, before):
+            assert_ulps(p.detach(), q.detach(), b, 2, f"step {t}, shape {tuple(p.shape)}")
+            for key, value in theirs.state[q].items():
+                if torch.is_tensor(value) and key != "step":
+                    was = old[p].get(key, torch.zeros_like(value))
+                    # A moment is a sum of two terms: the ulp of the larger of them is the unit.
+                    size = torch.maximum(was.abs(), torch.zeros_like(was) if p.grad is None else term(key, p.grad))
+                    assert_ulps(ours.state[p][key], value, size, 2, f"step {t}, {key}")
+            if "step" in theirs.state[q]:
+                assert float(ours.state[p]["step"]) == float(theirs.state[q]["step"])
+
+
+def term(key: str, g: Tensor) -> Tensor:
+    """The size of the gradient's part of a moment."""
+    return g * g if "sq" in key else g.abs()
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+def test_signature_and_defaults_are_torchs(name: str) -> None:
+    p = nn.Parameter(torch.zeros(2))
+    ours, theirs = getattr(mo, name)([p]), getattr(torch.optim, name)([p])
+    for key, value in ours.defaults.items():
+        if key in theirs.defaults:
+            assert value == theirs.defaults[key], key
+    for key in ("lr", "betas", "eps", "weight_decay", "amsgrad", "momentum", "dampening", "nesterov", "maximize"):
+        assert (key in ours.defaults) == (key in theirs.defaults), key
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("AdamW", {}),
+        ("AdamW", {"amsgrad": True}),
+        ("AdamW", {"maximize": True}),
+        ("SGD", {"momentum": 0.9, "weight_decay": 0.1}),
+        ("SGD", {"momentum": 0.9, "nesterov": True}),
+        ("SGD", {}),
+    ],
+    ids=str,
+)
+def test_complex_weights_as_torch_treats_them(name: str, options: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(6)
+
+    def draw() -> Tensor:
+        return torch.randn(4, 3, generator=generator, dtype=torch.complex128)
+
+    start = draw()
+    p, q = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    ours = getattr(mo, name)([p], lr=0.01, **options)
+    theirs = getattr(torch.optim, name)([q], lr=0.01, **options)
+    for _ in range(10):
+        p.grad = draw()
+        q.grad = p.grad.clone()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-13, atol=1e-14)
+    loaded = getattr(torch.optim, name)([q], lr=0.01, **options)
+    loaded.load_state_dict(ours.state_dict())
+    for key, value in theirs.state[q].items():
+        if torch.is_tensor(value):
+            torch.testing.assert_close(loaded.state[q][key], value, rtol=1e-13, atol=1e-14)
