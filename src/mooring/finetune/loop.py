@@ -1,0 +1,126 @@
+"""The training loop: the same for every method, timed without evaluation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from mooring.finetune.data import Split, batches
+from mooring.finetune.errors import TrialError
+from mooring.finetune.optimizers import build_optimizer, needs_closure
+from mooring.finetune.seeds import generator
+from mooring.finetune.spec import TrialSpec
+
+
+@dataclass
+class Progress:
+    """What is known between two steps. Seconds are training time: evaluation and reporting are not in them."""
+
+    step: int = 0
+    lr: float = 0.0
+    loss: float = math.nan
+    losses_since_evaluation: list[float] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+    update_seconds: list[float] = field(default_factory=list)
+    gradient_evaluations: int = 0
+
+    @property
+    def train_seconds(self) -> float:
+        """The training time so far."""
+        return math.fsum(self.step_seconds)
+
+
+def train(
+    spec: TrialSpec,
+    model: nn.Module,
+    examples: Split,
+    between_steps: Callable[[Progress], None],
+) -> tuple[torch.optim.Optimizer, Progress]:
+    """Fine-tune the model in place; ``between_steps`` is called before the first step and after every step.
+
+    Batch normalization stays in train mode. The order of the examples depends on the seed alone, not on the method.
+
+    Raises:
+        TrialError: The loss is not finite, or the optimizer's step raised.
+    """
+    optimizer = build_optimizer(spec.method, model)
+    full_lr = [float(group["lr"]) for group in optimizer.param_groups]
+    order = batches(len(examples), spec.train.batch_size, spec.train.steps, generator("order", spec.seed))
+    progress = Progress(lr=full_lr[0] * spec.train.lr_factor(0))
+    model.train()
+    between_steps(progress)
+    for step, rows in enumerate(order):
+        for group, lr in zip(optimizer.param_groups, full_lr, strict=True):
+            _set_lr(group, lr * spec.train.lr_factor(step))
+        progress.lr = float(optimizer.param_groups[0]["lr"])
+        _step(spec, model, optimizer, examples.rows(rows.to(examples.labels.device)), progress)
+        between_steps(progress)
+    return optimizer, progress
+
+
+def _set_lr(group: dict[str, object], lr: float) -> None:
+    # A learning rate given as a tensor is changed in place, as torch's schedulers do: compiled steps hold on to it.
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def _step(
+    spec: TrialSpec, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Split, progress: Progress
+) -> None:
+    gradient_seconds = 0.0
+    losses: list[float] = []
+
+    def gradient() -> Tensor:
+        nonlocal gradient_seconds
+        began = _now(batch)
+        optimizer.zero_grad()
+        loss = cross_entropy(model(batch.inputs), batch.labels)
+        losses.append(loss.item())
+        _refuse_not_finite(spec, progress, losses[-1])
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradient_seconds += _now(batch) - began
+        return loss
+
+    began = _now(batch)
+    try:
+        if needs_closure(optimizer):
+            optimizer.step(lambda: float(gradient()))
+        else:
+            gradient()
+            optimizer.step()
+    except TrialError:
+        raise
+    except Exception as error:
+        raise TrialError(
+            f"method {spec.method.label!r}: the step of {spec.method.optimizer} raised at step {progress.step + 1}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    seconds = _now(batch) - began
+    progress.step += 1
+    progress.loss = losses[0]
+    progress.losses_since_evaluation.append(losses[0])
+    progress.step_seconds.append(seconds)
+    progress.update_seconds.append(seconds - gradient_seconds)
+    progress.gradient_evaluations += len(losses)
+
+
+def _refuse_not_finite(spec: TrialSpec, progress: Progress, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise TrialError(
+            f"method {spec.method.label!r} diverged: the loss is {loss} at step {progress.step + 1} of "
+            f"{spec.train.steps}, learning rate {progress.lr:g}; a lower lr may help"
+        )
+
+
+def _now(batch: Split) -> float:
+    if batch.inputs.is_cuda:
+        torch.cuda.synchronize(batch.inputs.device)
+    return time.perf_counter()

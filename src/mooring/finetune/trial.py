@@ -1,0 +1,152 @@
+"""One trial: fine-tune one start with one method and one seed, and write down everything that was measured."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mooring.finetune import drift
+from mooring.finetune.cache import silent
+from mooring.finetune.errors import SpecError, TrialError
+from mooring.finetune.evaluate import evaluation_splits, predict
+from mooring.finetune.files import write_atomic, write_json, write_jsonl, write_text
+from mooring.finetune.loop import Progress, train
+from mooring.finetune.metrics import Prediction, save_predictions, summarize
+from mooring.finetune.optimizers import state_bytes
+from mooring.finetune.seeds import own_global_rng, threads
+from mooring.finetune.spec import TrialSpec
+from mooring.finetune.tasks.starts import Start, load_start
+
+FINAL = "final.json"
+_REPORT_SECONDS = 0.1
+
+
+def run_trial(spec: TrialSpec, folder: Path, report: Callable[[dict[str, Any]], None] = silent) -> dict[str, float]:
+    """Run one trial and return its final metrics.
+
+    In ``folder`` it writes, each file atomically: ``spec.json``, ``provenance.json``, ``metrics.jsonl`` (a row per
+    evaluation), ``layers.csv``, ``predictions.npz``, and last ``final.json``, whose presence means that the trial is
+    finished. The same specification gives bitwise the same predictions on the same machine. Peak memory is that of the
+    process, so it is honest only where a trial has a process of its own.
+
+    Args:
+        spec: What to run.
+        folder: Where to write; made if it is missing.
+        report: Receives ``{"event": "eval", "step", "steps", ...metrics}`` and, at most every tenth of a second,
+            ``{"event": "step", "step", "steps", "loss", "lr"}``.
+
+    Raises:
+        SpecError: The method or the device cannot be used.
+        TrialError: Training failed; the message says at which step and with which learning rate.
+    """
+    device = _device(spec.device)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FINAL).unlink(missing_ok=True)
+    write_text(folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
+    with (
+        threads(spec.threads),
+        own_global_rng(device, "trial", spec.seed),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        start = load_start(spec.task, spec.seed, report)
+        write_json(folder / "provenance.json", _provenance(start))
+        return _Trial(spec, folder, report, start, device).run()
+
+
+class _Trial:
+    def __init__(
+        self,
+        spec: TrialSpec,
+        folder: Path,
+        report: Callable[[dict[str, Any]], None],
+        start: Start,
+        device: torch.device,
+    ) -> None:
+        self.spec, self.folder, self.report, self.start = spec, folder, report, start
+        self.model = start.model.to(device)
+        self.splits = {name: split.to(device) for name, split in evaluation_splits(start.data).items()}
+        self.rows: list[dict[str, float]] = []
+        self.predictions: dict[str, Prediction] = {}
+        self.reported = -math.inf
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def run(self) -> dict[str, float]:
+        optimizer, progress = train(self.spec, self.model, self.splits["train"], self.between_steps)
+        layers = drift.layers(self.model, self.start.state)
+        final = {
+            **summarize(self.predictions),
+            **drift.total(layers),
+            "time/train_s": progress.train_seconds,
+            "time/step_s": statistics.median(progress.step_seconds),
+            "time/step_update_s": statistics.median(progress.update_seconds),
+            "memory/peak_bytes": _peak_bytes(self.splits["train"].inputs.device),
+            "memory/optimizer_state_bytes": state_bytes(optimizer),
+            "cost/gradient_evaluations": progress.gradient_evaluations,
+            "start": self.spec.start,
+            "steps": self.spec.train.steps,
+        }
+        write_text(self.folder / "layers.csv", drift.to_csv(layers))
+        write_atomic(self.folder / "predictions.npz", lambda path: save_predictions(path, self.predictions))
+        write_json(self.folder / FINAL, final)
+        return final
+
+    def between_steps(self, progress: Progress) -> None:
+        step, steps = progress.step, self.spec.train.steps
+        if step % self.spec.train.eval_every == 0 or step == steps:
+            self.evaluate(progress)
+        elif time.perf_counter() - self.reported >= _REPORT_SECONDS:
+            self.reported = time.perf_counter()
+            self.report({"event": "step", "step": step, "steps": steps, "loss": progress.loss, "lr": progress.lr})
+
+    def evaluate(self, progress: Progress) -> None:
+        self.predictions = predict(self.model, self.splits)
+        row: dict[str, float] = {"step": progress.step, "seconds": progress.train_seconds, "lr": progress.lr}
+        row |= summarize(self.predictions)
+        row |= drift.total(drift.layers(self.model, self.start.state))
+        row["weight_norm"] = drift.weight_norm(self.model)
+        if progress.losses_since_evaluation:
+            row["train/batch_loss"] = statistics.fmean(progress.losses_since_evaluation)
+            progress.losses_since_evaluation.clear()
+        bad = [name for name, value in row.items() if not math.isfinite(value)]
+        if bad:
+            raise TrialError(
+                f"method {self.spec.method.label!r} diverged: {bad[0]} is {row[bad[0]]} after step {progress.step} of "
+                f"{self.spec.train.steps}, learning rate {progress.lr:g}; a lower lr may help"
+            )
+        self.rows.append(row)
+        write_jsonl(self.folder / "metrics.jsonl", self.rows)
+        self.report({"event": "eval", "steps": self.spec.train.steps, **row})
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _provenance(start: Start) -> dict[str, Any]:
+    packages = ("mooring", "torch", "numpy", "kornia", "safetensors")
+    installed = {name: importlib.metadata.version(name) for name in packages}
+    return {"start_sha256": start.sha256, "python": platform.python_version(), "packages": installed}
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
