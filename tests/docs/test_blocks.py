@@ -1,4 +1,5 @@
-"""Every Python block of README and docs runs, each on its own, as a reader would paste it into a new file.
+"""Every Python block of README and docs runs, each on its own, as a reader would paste it into a new file; every YAML
+block is a configuration that `mooring compare` accepts.
 
 Blocks that import a trainer carry the marker `hosts`; blocks meant for torchrun start with a `# torchrun` line and run
 in a process group of one.
@@ -33,11 +34,11 @@ class Block:
         return pytest.param(self, id=f"{self.page.name}:{self.line}", marks=marks)
 
 
-def blocks() -> list[Block]:
+def blocks(language: str) -> list[Block]:
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for match in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
             found.append(Block(page, text[: match.start()].count("\n") + 2, match[1]))
     return found
 
@@ -59,7 +60,7 @@ def run_in_a_process_group(code: str, folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("block", [block.param() for block in blocks()])
+@pytest.mark.parametrize("block", [block.param() for block in blocks("python")])
 def test_block_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -68,3 +69,12 @@ def test_block_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return
     source = "\n" * (block.line - 1) + block.code  # so that a traceback names the page's own line
     exec(compile(source, str(block.page), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("block", [block.param() for block in blocks("yaml")])
+def test_configuration_is_accepted(block: Block, tmp_path: Path) -> None:
+    from mooring.compare.config import build_config, read_yaml
+
+    file = tmp_path / "run.yaml"
+    file.write_text(block.code, encoding="utf-8")
+    assert build_config(read_yaml(file)).trials()
