@@ -1,0 +1,169 @@
+"""The commands of ``mooring``, their help, and the exit codes: 0 ok, 1 a trial failed, 2 bad input, 130 interrupted."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+try:
+    from cyclopts import App, CycloptsError, Parameter
+except ModuleNotFoundError as missing:  # the optimizers alone were installed
+    sys.exit(f"mooring's command line needs its extra: pip install 'mooring[cli]' ({missing})")
+
+from mooring import __version__
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+app = App(
+    name="mooring",
+    version=__version__,
+    help="Optimizers that fine-tune without drifting, compared on real data.",
+    help_epilogue="Start with: mooring compare --quick",
+)
+Flag = Parameter(negative=())
+
+
+@app.command
+def compare(
+    config: Path | None = None,
+    /,
+    *,
+    methods: str | None = None,
+    seeds: str | None = None,
+    steps: int | None = None,
+    task: str | None = None,
+    baseline: str | None = None,
+    output_dir: Path | None = None,
+    jobs: int | None = None,
+    quick: Annotated[bool, Flag] = False,
+    overwrite: Annotated[bool, Flag] = False,
+    quiet: Annotated[bool, Flag] = False,
+    json: Annotated[bool, Flag] = False,
+) -> int:
+    """Fine-tune one pretrained model with several methods over several seeds, and report which to use.
+
+    Without any argument: five optimizers, ten seeds, real handwritten digits; minutes on two cores.
+
+    Args:
+        config: A YAML file with the sections task, train and compare; options given here win over it.
+        methods: Names separated by commas; also torch.optim:NAdam, any module:Class, and options as in
+            adamp[lr=0.001,label=slow]. [default: adamw,sgd,adamp,adams,adamspd]
+        seeds: How many (10), which (0,3,7), or from-to (10-19). [default: 10]
+        steps: Optimizer steps per trial. [default: 300]
+        task: What to fine-tune on; see mooring tasks. [default: vision-fonts2digits]
+        baseline: The method that the others are compared to. [default: adamw]
+        output_dir: Where to write; a folder from an earlier start is continued: finished trials are not run again,
+            methods and seeds may be added. [default: runs/TIME-TASK]
+        jobs: Trials that run at the same time, each on one thread. [default: the number of cores]
+        quick: Three seeds, one start, 100 steps: under a minute, to see it work; too few seeds to resolve anything.
+        overwrite: Delete what an earlier comparison wrote in the folder, and start anew.
+        quiet: Print only the path of the report.
+        json: Print the results as JSON on standard output; everything else goes to standard error.
+    """
+    from mooring.cli.compare import run_compare
+    from mooring.compare.request import Request
+
+    request = Request(config, task, methods, seeds, steps, baseline, quick, output_dir, overwrite)
+    return run_compare(request, jobs=jobs, quiet=quiet, as_json=json)
+
+
+@app.command
+def report(
+    run_dir: Path,
+    /,
+    *,
+    baseline: str | None = None,
+    quiet: Annotated[bool, Flag] = False,
+    json: Annotated[bool, Flag] = False,
+) -> int:
+    """Rebuild the tables, plots and report of a comparison from its folder, without training.
+
+    It also shows a comparison that is unfinished or still running.
+
+    Args:
+        run_dir: The folder that mooring compare wrote.
+        baseline: Compare to another method than the comparison did.
+        quiet: Print only the path of the report.
+        json: Print the results as JSON on standard output.
+    """
+    from mooring.cli.compare import run_report
+
+    return run_report(run_dir, baseline=baseline, quiet=quiet, as_json=json)
+
+
+@app.command
+def methods(name: str | None = None, /, *, json: Annotated[bool, Flag] = False) -> int:
+    """List the built-in methods, or show one with its defaults, cost and paper.
+
+    Args:
+        name: One method.
+        json: Print JSON.
+    """
+    from mooring.cli.listing import list_methods
+
+    return list_methods(name, as_json=json)
+
+
+@app.command
+def tasks(*, json: Annotated[bool, Flag] = False) -> int:
+    """List the embedded tasks.
+
+    Args:
+        json: Print JSON.
+    """
+    from mooring.cli.listing import list_tasks
+
+    return list_tasks(as_json=json)
+
+
+@app.command
+def env(*, json: Annotated[bool, Flag] = False) -> int:
+    """Print versions, processor and threads, for a bug report; no host or user name.
+
+    Args:
+        json: Print JSON.
+    """
+    from mooring.cli.listing import show_environment
+
+    return show_environment(as_json=json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    # A terminated start ends its children and says how to go on, as an interrupted one does.
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code: Any = app(
+            sys.argv[1:] if arguments is None else list(arguments),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    except CycloptsError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        from mooring.compare.config import ConfigError
+        from mooring.finetune.errors import SpecError
+
+        if isinstance(error, (ConfigError, SpecError)):
+            return _refuse(str(error))
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return int(code or OK)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _refuse(message: str) -> int:
+    print(f"mooring: {message}", file=sys.stderr)
+    return BAD_INPUT

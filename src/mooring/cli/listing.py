@@ -1,0 +1,91 @@
+"""``mooring methods``, ``mooring tasks`` and ``mooring env``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mooring.compare.config import ConfigError
+from mooring.compare.environment import describe_environment, describe_torch
+from mooring.finetune.errors import suggestion
+from mooring.finetune.methods import METHODS, MethodInfo
+from mooring.finetune.tasks.registry import TASKS
+
+
+def list_methods(name: str | None, *, as_json: bool) -> int:
+    """Print all built-in methods, or one of them in full."""
+    if name is not None and name.lower() not in METHODS:
+        raise ConfigError(f"unknown method {name!r}{suggestion(name, METHODS)}; the methods are {', '.join(METHODS)}")
+    chosen = METHODS if name is None else {name.lower(): METHODS[name.lower()]}
+    if as_json:
+        _print_json([_method(key, info) for key, info in chosen.items()])
+        return 0
+    console = Console()
+    if name is None:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for head in ("method", "what it does", "cost", "paper"):
+            table.add_column(head, no_wrap=head == "method")
+        for key, info in METHODS.items():
+            table.add_row(key, info.description, info.cost, info.paper)
+        console.print(table)
+        console.print("\nAny torch optimizer works too: --methods adamw,torch.optim:NAdam or package.module:Class")
+        return 0
+    ((key, info),) = chosen.items()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for title, text in _described(key, info):
+        table.add_row(Text(title, style="dim"), Text(text))
+    console.print(table)
+    return 0
+
+
+def _described(name: str, info: MethodInfo) -> list[tuple[str, str]]:
+    return [
+        ("method", name),
+        ("", info.description),
+        ("paper", info.paper),
+        ("class", info.spec.optimizer),
+        ("defaults", ", ".join(f"{key}={value!r}" for key, value in info.spec.options.items())),
+        ("cost", info.cost),
+        ("use", f"mooring compare --methods {'adamw,' if name != 'adamw' else ''}{name}[lr={info.spec.options['lr']}]"),
+    ]
+
+
+def _method(name: str, info: MethodInfo) -> dict[str, Any]:
+    return {"name": name, **info.spec.model_dump(), "description": info.description, "paper": info.paper}
+
+
+def list_tasks(*, as_json: bool) -> int:
+    """Print the embedded tasks."""
+    if as_json:
+        _print_json([asdict(info) for info in TASKS.values()])
+        return 0
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in ("task", "what it is", "OOD kinds"):
+        table.add_column(head, no_wrap=head == "task")
+    for info in TASKS.values():
+        table.add_row(info.name, info.description, ", ".join(kind.replace("_", " ") for kind in info.ood_kinds))
+    Console().print(table)
+    return 0
+
+
+def show_environment(*, as_json: bool) -> int:
+    """Print what a bug report needs."""
+    found = {**describe_environment(), "torch": describe_torch()}
+    if as_json:
+        _print_json(found)
+        return 0
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for key, value in found.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        table.add_row(Text(key, style="dim"), Text(text))
+    Console().print(table)
+    return 0
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, ensure_ascii=False))
