@@ -1,0 +1,151 @@
+"""What each process of the sharding tests does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from tests.optim.table import BY_NAME, ROWS, OptimizerRow
+
+
+class Net(nn.Module):
+    """Rows that divide unevenly (7, 5, 3), a tensor with fewer rows than ranks (1), vectors, a scalar, a shared row length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 6)
+        self.first = nn.Linear(6, 5)
+        self.norm = nn.LayerNorm(5)
+        self.conv = nn.Conv1d(1, 3, 3, bias=False)
+        self.batch_norm = nn.BatchNorm1d(3)
+        self.last = nn.Linear(9, 1)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.first(self.embed(tokens)))
+        x = torch.relu(self.batch_norm(self.conv(x.unsqueeze(1))))
+        return self.last(x.flatten(1))
+
+
+def build() -> Net:
+    torch.manual_seed(7)
+    return Net().double()
+
+
+def shard(model: Net) -> Net:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in (model.first, model.conv, model.last):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def full(x: torch.Tensor) -> torch.Tensor:
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, steps: int) -> None:
+    sign = -1 if optimizer.defaults["maximize"] else 1  # climb a bounded hill, not an unbounded loss
+    for step in range(first, first + steps):
+        generator = torch.Generator().manual_seed(step)
+        tokens = torch.randint(7, (6,), generator=generator)
+        target = torch.randn(6, 1, generator=generator, dtype=torch.float64)
+        optimizer.zero_grad()
+        (sign * (model(tokens) - target).square().mean()).backward()
+        if step % 5 == 3:
+            model.norm.weight.grad = None  # a parameter that skips steps
+        optimizer.step()
+
+
+def groups(model: nn.Module) -> list[dict[str, Any]]:
+    named = list(model.named_parameters())
+    return [{"params": named[:3]}, {"params": named[3:], "lr": 0.004}]
+
+
+def distance(model: nn.Module, reference: nn.Module, start: dict[str, torch.Tensor]) -> float:
+    """The largest relative error of a parameter's displacement."""
+    worst = 0.0
+    for (name, p), q in zip(model.named_parameters(), reference.parameters()):
+        moved = (q.detach() - start[name]).norm()
+        worst = max(worst, float((full(p.detach()) - q.detach()).norm() / moved))
+    return worst
+
+
+def follow(row: OptimizerRow, variant: str, steps: int) -> tuple[float, int]:
+    """Relative displacement error against one process, and the most collectives that one step took."""
+    single = build()
+    start = {name: p.detach().clone() for name, p in single.named_parameters()}
+    reference = row.build(groups(single), variant)
+    sharded = shard(build())
+    optimizer = row.build(groups(sharded), variant)
+
+    counts = [0]
+    reduce = dist.all_reduce
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        counts[-1] += 1
+        return reduce(*args, **kwargs)
+
+    def before(*_: Any) -> None:
+        counts.append(0)
+        dist.all_reduce = counted
+
+    def after(*_: Any) -> None:
+        dist.all_reduce = reduce
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+    train(single, reference, 0, steps)
+    train(sharded, optimizer, 0, steps)
+    return distance(sharded, single, start), max(counts)
+
+
+def every_row(steps: int) -> dict[str, Any]:
+    results = {}
+    for row in ROWS:
+        for variant in row.variants:
+            results[f"{row.name}, {variant}"] = follow(row, variant, steps)
+    return results
+
+
+def checkpoint(name: str, variant: str, full_state: bool) -> dict[str, Any]:
+    """Train, save, load into a fresh model and optimizer, train on: distance to training without the break."""
+    row = BY_NAME[name]
+    straight = shard(build())
+    start = {n: full(p.detach()).clone() for n, p in straight.named_parameters()}
+    optimizer = row.build(straight.named_parameters(), variant)
+    train(straight, optimizer, 0, 12)
+
+    broken = shard(build())
+    train(broken, first := row.build(broken.named_parameters(), variant), 0, 5)
+    options = StateDictOptions(full_state_dict=full_state, broadcast_from_rank0=full_state)
+    saved = get_optimizer_state_dict(broken, first, options=options)
+    fresh = row.build(broken.named_parameters(), variant)
+    broken.zero_grad()  # without gradients the checkpointer makes a dry run of a fresh optimizer
+    empty = get_optimizer_state_dict(broken, row.build(broken.named_parameters(), variant))
+    set_optimizer_state_dict(broken, fresh, saved, options=options)
+    train(broken, fresh, 5, 7)
+    same = all(torch.equal(full(p), full(q)) for p, q in zip(straight.parameters(), broken.parameters()))
+    moved = {n: float((full(p.detach()) - start[n]).norm()) for n, p in straight.named_parameters()}
+    return {"bitwise": same, "moved": min(moved.values()), "keys of a fresh state": len(empty["state"])}
+
+
+def checkpoints() -> dict[str, dict[str, Any]]:
+    """All rows, sharded and gathered checkpoints, in one start of the processes."""
+    return {
+        f"{row.name}, {'gathered' if full_state else 'sharded'}": checkpoint(
+            row.name, "default" if row.adaptive else "momentum", full_state
+        )
+        for row in ROWS
+        for full_state in (False, True)
+    }
