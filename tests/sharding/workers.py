@@ -20,7 +20,7 @@ from tests.optim.table import BY_NAME, ROWS, OptimizerRow
 
 
 class Net(nn.Module):
-    """Rows that divide unevenly (7, 5, 3), a tensor with fewer rows than ranks (1), vectors, a scalar, a shared row length."""
+    """Rows that divide unevenly (7, 5, 3), a tensor with fewer rows than ranks (1), vectors, a bias of one element."""
 
     def __init__(self) -> None:
         super().__init__()
