@@ -78,7 +78,7 @@ def _step(
     gradient_seconds = 0.0
     losses: list[float] = []
 
-    def gradient() -> Tensor:
+    def gradient() -> float:
         nonlocal gradient_seconds
         began = _now(batch)
         optimizer.zero_grad()
@@ -87,12 +87,12 @@ def _step(
         _refuse_not_finite(spec, progress, losses[-1])
         loss.backward()  # type: ignore[no-untyped-call]
         gradient_seconds += _now(batch) - began
-        return loss
+        return losses[-1]
 
     began = _now(batch)
     try:
         if needs_closure(optimizer):
-            optimizer.step(lambda: float(gradient()))
+            optimizer.step(gradient)
         else:
             gradient()
             optimizer.step()
