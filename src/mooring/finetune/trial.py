@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+import mooring
 from mooring.finetune import drift
 from mooring.finetune.cache import silent
 from mooring.finetune.errors import SpecError, TrialError
@@ -134,13 +135,19 @@ def _device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SpecError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    if device.type not in ("cpu", "cuda"):
+        # Clocks and random states are handled for these two.
+        raise SpecError(f"device {name!r}: a trial runs on 'cpu' or 'cuda'")
     return device
 
 
 def _provenance(start: Start) -> dict[str, Any]:
-    packages = ("mooring", "torch", "numpy", "kornia", "safetensors")
-    installed = {name: importlib.metadata.version(name) for name in packages}
-    return {"start_sha256": start.sha256, "python": platform.python_version(), "packages": installed}
+    installed = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "kornia", "safetensors")}
+    return {
+        "start_sha256": start.sha256,
+        "python": platform.python_version(),
+        "packages": {"mooring": mooring.__version__, **installed},
+    }
 
 
 def _peak_bytes(device: torch.device) -> int:
