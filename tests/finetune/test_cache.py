@@ -73,19 +73,20 @@ def test_an_interrupted_maker_leaves_no_entry(tmp_path: Path) -> None:
 
 
 def test_two_that_want_the_same_entry_make_it_once(tmp_path: Path) -> None:
-    made = []
+    made, told = [], []
 
     def slow() -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         made.append(1)
-        time.sleep(0.2)
+        time.sleep(1.5)
         return make()
 
-    workers = [threading.Thread(target=fetch, args=(tmp_path, "entry", slow, silent)) for _ in range(4)]
+    workers = [threading.Thread(target=fetch, args=(tmp_path, "entry", slow, told.append)) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     assert made == [1]
+    assert all("another process is making entry" in event["text"] for event in told)
 
 
 def test_a_folder_that_cannot_be_written_says_what_to_set(tmp_path: Path) -> None:

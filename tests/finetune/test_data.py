@@ -8,7 +8,7 @@ from mooring.finetune.data import Split, batches, deal
 from mooring.finetune.seeds import derive, generator, own_global_rng
 from mooring.finetune.spec import TaskSpec
 from mooring.finetune.tasks.fonts2digits import NEAR_ROWS, Fonts2Digits
-from mooring.finetune.tasks.printed import printed_digits
+from mooring.finetune.tasks.printed import _glyphs, printed_digits
 from mooring.finetune.tasks.synthetic_spurious import SyntheticSpurious
 
 
@@ -62,6 +62,16 @@ def test_every_example_comes_once_per_pass() -> None:
     order = batches(10, 4, 5, generator("order", 0))
     assert order.shape == (5, 4)
     assert sorted(order.flatten()[:10].tolist()) == sorted(order.flatten()[10:].tolist()) == list(range(10))
+
+
+def test_every_font_has_ten_digits_that_differ() -> None:
+    glyphs = _glyphs().flatten(2)
+    assert glyphs.shape[:2] == (20, 10)
+    ink = glyphs.mean(-1)
+    assert 0.08 < ink.min() < ink.max() < 0.6
+    for font in glyphs:
+        distances = torch.cdist(font, font) / glyphs.shape[-1] ** 0.5
+        assert distances[~torch.eye(10, dtype=torch.bool)].min() > 0.15
 
 
 def test_printed_digits_look_like_the_handwritten_set(digits: dict[str, torch.Tensor]) -> None:

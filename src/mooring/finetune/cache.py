@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from safetensors.torch import load, save
 from torch import Tensor
@@ -38,7 +38,7 @@ class Entry:
 def root() -> Path:
     """The cache folder: ``$MOORING_CACHE``, or the user's cache folder of this system."""
     chosen = os.environ.get("MOORING_CACHE")
-    return Path(chosen) if chosen else user_cache_path("mooring")
+    return Path(chosen).expanduser() if chosen else user_cache_path("mooring")
 
 
 def fetch(
@@ -56,7 +56,11 @@ def fetch(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f".{name}.lock")
-        lock.acquire()
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            _tell(progress, f"another process is making {name} in {folder}; waiting for it")
+            lock.acquire()
     except OSError as error:
         raise SpecError(
             f"the cache folder {folder} cannot be written ({error}); set MOORING_CACHE to a folder that can"
