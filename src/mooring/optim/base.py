@@ -117,7 +117,7 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         self._refuse_sparse()
         plan = self._current_plan()
-        if plan.batches:
+        if plan.batches or plan.empty:
             fresh = not self.state
             self._fill_state(plan)
             if not (fresh and self._is_dry_run(plan)):
@@ -143,6 +143,8 @@ class Optimizer(torch.optim.Optimizer):
         return self._plan
 
     def _fill_state(self, plan: Plan) -> None:
+        for p, group in plan.empty:
+            self._fill(p, group)
         for batch in plan.batches:
             for p, group in zip(batch.owners, batch.groups):
                 self._fill(p, group)
@@ -239,7 +241,7 @@ class Optimizer(torch.optim.Optimizer):
     def _check_anchors(self, state_dict: dict[str, Any]) -> None:
         for group, _, saved in self._saved_states(state_dict):
             anchor = group.get("anchor")
-            if anchor == "capture" and "anchor" not in saved and float(saved.get("step", 1)) > 0:
+            if anchor == "capture" and saved and "anchor" not in saved and float(saved.get("step", 1)) > 0:
                 raise ValueError("state_dict: " + capture.MISSING.format(name=type(self).__name__))
 
     def _restore_types(self, state_dict: dict[str, Any]) -> None:

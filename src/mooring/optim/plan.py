@@ -21,19 +21,26 @@ Member = tuple[Tensor, dict[str, Any], int]
 
 
 class Plan:
-    """Batches of the parameters that have a gradient."""
+    """Batches of the parameters that have a gradient, and (``empty``) those of them without elements.
+
+    The latter have nothing to move, but state they must have: a checkpoint lacking it does not load strictly.
+    """
 
     def __init__(
         self, key: Hashable, groups: Sequence[dict[str, Any]], moments: Moments, rules: Sequence[Rule]
     ) -> None:
         self.key = key
         families: dict[tuple[Hashable, torch.device, torch.dtype, Sharding], list[Member]] = {}
+        self.empty: list[tuple[Tensor, dict[str, Any]]] = []
         position = 0
         for group in groups:
             kind = _kind(group, moments, rules)
             for p in group["params"]:
                 position += 1
-                if p.grad is None or p.numel() == 0:
+                if p.grad is None:
+                    continue
+                if p.numel() == 0:
+                    self.empty.append((p, group))
                     continue
                 split = sharding(p, group.get("row_dim", 0))
                 family = (kind, local(p).device, p.dtype, split)

@@ -50,8 +50,9 @@ class Layout:
         self.blocks = _runs(counts, lengths)
         self.slices = sum(counts)
         self.one_each = all(n == 1 for n in counts)
-        self._counts = torch.tensor(counts, dtype=torch.int64).to(device)
-        self._owner = None if self.one_each else torch.repeat_interleave(self._counts.cpu()).to(device)
+        on_host = torch.tensor(counts, dtype=torch.int64)
+        self._counts = on_host.to(device)
+        self._owner = None if self.one_each else torch.repeat_interleave(on_host).to(device)
 
     def per_slice(self, x: Tensor) -> Tensor:
         """(T,) -> (S,): each slice gets its tensor's value."""
