@@ -71,16 +71,16 @@ class Adam(Moments):
             largest = batch.state("max_exp_avg_sq")
             torch._foreach_maximum_(largest, v)
             v = largest
+        # Both bias corrections go into the denominator, (sqrt(v)/sqrt(c2) + eps) * c1, which saves a pass over u.
+        c1 = [_correction(beta1, t) for t in batch.steps]
         denominator = torch._foreach_sqrt(v)
-        torch._foreach_div_(denominator, [math.sqrt(_correction(beta2, t)) for t in batch.steps])
-        torch._foreach_add_(denominator, group["eps"])
+        torch._foreach_mul_(denominator, [c / math.sqrt(_correction(beta2, t)) for c, t in zip(c1, batch.steps)])
+        torch._foreach_add_(denominator, [c * group["eps"] for c in c1])
         numerator: TensorList = m
         if group.get("nesterov", False):
             numerator = torch._foreach_mul(m, beta1)
             torch._foreach_add_(numerator, torch._foreach_mul(grads, 1 - beta1))
-        u = torch._foreach_div(numerator, denominator)
-        torch._foreach_div_(u, [_correction(beta1, t) for t in batch.steps])
-        return u
+        return torch._foreach_div(numerator, denominator)
 
     @override
     def scan(self, batches: list[Batch]) -> Tensor:
