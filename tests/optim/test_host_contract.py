@@ -196,7 +196,7 @@ def test_groups_can_be_added_later(row: OptimizerRow) -> None:
 
 @every_row
 def test_print_shows_the_pipeline(row: OptimizerRow) -> None:
-    text = repr(row.build(make_net().parameters()))
+    text = repr(row.build(make_net().parameters(), **({} if row.anchored else {"weight_decay": 0.1})))
     print(text)
     assert row.name in text
     words = {"AdamP": "project", "SGDP": "project", "AdamS": "stable", "SGDS": "stable", "AdamSPD": "selective",

@@ -73,13 +73,15 @@ def test_projected_update_has_no_radial_part_by_tensor() -> None:
     buffer, radial_by_row = torch.zeros_like(p), 0.0
     for t in range(25):
         before = p.detach().clone()
-        p.grad = tangent(noise(p, t), before, by_row=False)
+        # Radial parts of opposite sign in the rows keep the row view from firing by chance.
+        signs = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=DOUBLE)
+        p.grad = tangent(noise(p, t) + signs * before, before, by_row=False)
         optimizer.step()
         buffer = 0.9 * buffer + p.grad
         hat = before / before.norm()
         update = (before - p.detach()) / lr
         assert abs((update * hat).sum()) <= 2 * eps / before.norm() * abs((buffer * hat).sum()) + 1e-12
-        assert torch.allclose(update, buffer - hat * (hat * buffer).sum(), rtol=0, atol=1e-9)
+        assert torch.allclose(update, buffer - hat * (hat * buffer).sum(), rtol=0, atol=1e-7)
         radial_by_row = max(radial_by_row, float((update * before).sum(1).abs().max()))
     assert radial_by_row > 0.1, "rows were projected too, so the tensor view was not tested"
 

@@ -104,8 +104,8 @@ common = settings(
 def test_float64(row: OptimizerRow, data: st.DataObject) -> None:
     problem = data.draw(problems(row))
     groups, generator = build(row, problem, torch.float64)
-    optimizer = row.build(groups)
     reference = row.reference(groups)
+    optimizer = row.build(groups)
     params = [p for group in groups for p in group["params"]]
     kinds = iter(problem["kinds"])
     for _ in range(problem["steps"]):
@@ -130,8 +130,8 @@ def test_low_precision(row: OptimizerRow, data: st.DataObject, dtype: torch.dtyp
     for group in groups:
         # A float32 moment of a squared 1e-12 is exact only with an eps that hides it, and so is sqrt(v) near it.
         group.update({"eps": 1e-6} if "eps" in group else {})
-    optimizer = row.build(groups)
     reference = row.reference(groups)
+    optimizer = row.build(groups)
     scales = [Scale([p.shape for p in group["params"]]) for group in groups]
     kinds = iter(problem["kinds"])
     for t in range(problem["steps"]):
