@@ -108,7 +108,8 @@ def _show(results: Results, *, quiet: bool, as_json: bool) -> None:
         return
     from mooring.compare.terminal import print_results
 
-    console = Console(file=sys.stdout)
+    # A file or a pipe has no width of its own.
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
     console.print()
     print_results(console, results)
     console.print()

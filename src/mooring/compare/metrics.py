@@ -30,6 +30,16 @@ class Metric:
     unit: Unit = "percent"
     better: Literal["higher", "lower"] | None = "higher"
 
+    @property
+    def name(self) -> str:
+        """The title at the beginning of a sentence or a column."""
+        return self.title[0].upper() + self.title[1:]
+
+    @property
+    def head(self) -> str:
+        """The short title at the head of a column."""
+        return self.short[0].upper() + self.short[1:]
+
     def show(self, value: float) -> str:
         """A value as printed in every table."""
         if not math.isfinite(value):
@@ -37,7 +47,7 @@ class Metric:
         if self.unit == "percent":
             return f"{100 * value:.1f}"
         if self.unit == "seconds":
-            return f"{1000 * value:.2f} ms" if value < 1 else f"{value:.2f} s"
+            return f"{_three_digits(1000 * value)} ms" if value < 1 else f"{_three_digits(value)} s"
         if self.unit == "bytes":
             return _bytes(value)
         return f"{value:.0f}" if self.unit == "count" else _number(value)
@@ -54,8 +64,8 @@ ID = Metric("id/accuracy", "ID accuracy", "ID")
 OOD = Metric("ood/accuracy", "OOD accuracy", "OOD")
 RETENTION = Metric("retention/accuracy", "retention", "Retention")
 DRIFT = Metric("drift/l2", "drift", "Drift", unit="number", better=None)
-STEP = Metric("time/step_s", "time per step", "s/step", unit="seconds", better=None)
-UPDATE = Metric("time/step_update_s", "optimizer's share of a step", "of it, update", unit="seconds", better=None)
+STEP = Metric("time/step_s", "time per step", "time/step", unit="seconds", better=None)
+UPDATE = Metric("time/step_update_s", "optimizer's part of a step", "update", unit="seconds", better=None)
 TRAIN_SECONDS = Metric("time/train_s", "training time", "training", unit="seconds", better=None)
 STATE = Metric("memory/optimizer_state_bytes", "optimizer state", "optimizer state", unit="bytes", better=None)
 PEAK = Metric("memory/peak_bytes", "peak memory", "peak memory", unit="bytes", better=None)
@@ -80,6 +90,10 @@ def shift(kind: str, severity: str = "") -> Metric:
     if severity:
         return Metric(f"ood.{kind}.{severity}/accuracy", f"accuracy under {words} {severity}", f"{words} {severity}")
     return Metric(f"ood.{kind}/accuracy", f"accuracy on {words}", words)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _number(value: float) -> str:

@@ -27,7 +27,7 @@ def summary(results: Results) -> dict[str, Any]:
         "seeds": list(results.config.seeds),
         "baseline": results.baseline,
         "verdict": verdict.sentence,
-        "further": list(verdict.points),
+        "further": {point.topic: point.text for point in verdict.points},
         "warnings": list(verdict.warnings),
         "zero_shot": {
             metric.key: _clean(summarise(list(results.zero_shot_values(metric).values())))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
@@ -18,43 +20,56 @@ _ARROWS = {"+": "▲", "−": "▼"}
 
 
 def print_results(console: Console, results: Results) -> None:
-    """Print the table of means, the table of differences, the verdict and its warnings."""
+    """Print the means, the differences, the verdict and its warnings; in a narrow terminal the tables are split."""
     columns = headline_metrics(results)
     if not columns:
         console.print("No trial has finished.")
     else:
         shifts = shift_metrics(results)
-        _print_means(console, results, build_table(results, [*columns[:2], *shifts, *columns[2:]]), set(shifts))
+        everything = _means(results, build_table(results, [*columns[:2], *shifts, *columns[2:]]), shifts)
+        if _fits(console, everything):
+            console.print(everything)
+        else:
+            console.print(_means(results, build_table(results, columns), ()))
+            console.print()
+            console.print(_means(results, build_table(results, shifts), (), title="Each shift, accuracy in %"))
         if len(results.labels) > 1:
-            _print_differences(console, results, build_table(results, [m for m in columns if m.unit != "seconds"]))
+            console.print()
+            table = build_table(results, [metric for metric in columns if metric.unit != "seconds"])
+            grid = _differences(results, table, " ")
+            console.print(grid if _fits(console, grid) else _differences(results, table, "\n"))
     verdict = judge(results)
     console.print()
     console.print(Text(verdict.sentence, style="bold"))
     for point in verdict.points:
-        console.print(Padding(Text(point), (0, 0, 0, 2)))
+        console.print(Padding(Text.assemble((f"{point.topic}: ", "bold"), point.text), (0, 0, 0, 2)))
     for warning in verdict.warnings:
         console.print(Text(f"! {warning}", style="yellow"))
 
 
-def _print_means(console: Console, results: Results, table: Table, shifts: set[Metric]) -> None:
-    seeds = len(results.config.seeds)
-    grid = Grid(
-        title=f"{results.config.task.name}: accuracy in %, means over {seeds} seed{'s' if seeds > 1 else ''}",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        padding=(0, 1),
-        pad_edge=False,
+def _fits(console: Console, grid: Grid) -> bool:
+    return console.measure(grid, options=console.options.update(width=1000)).maximum <= console.width
+
+
+def _grid(title: str) -> Grid:
+    return Grid(
+        title=escape(title), title_justify="left", title_style="bold", box=None, padding=(0, 1), pad_edge=False,
         header_style="dim",
-    )
+    )  # fmt: skip
+
+
+def _means(results: Results, table: Table, quiet: Sequence[Metric], title: str = "") -> Grid:
+    seeds = len(results.config.seeds)
+    over = f"means over {seeds} seed{'s' if seeds > 1 else ''}"
+    grid = _grid(title or f"{results.config.task.name}: accuracy in %, {over}")
     grid.add_column("method", no_wrap=True)
-    grid.add_column("seeds", justify="right")
+    grid.add_column("seeds", justify="right", no_wrap=True)
     for metric in table.metrics:
-        grid.add_column(metric.short, justify="right", style="dim" if metric in shifts else "")
+        grid.add_column(metric.short, justify="right", no_wrap=True, style="dim" if metric in quiet else "")
     for row in table.rows:
         cells = [_mean(cell) for cell in row.cells]
         grid.add_row(Text(row.label, style=_row_style(row)), _count(row), *cells)
-    console.print(grid)
+    return grid
 
 
 def _row_style(row: Row) -> str:
@@ -77,30 +92,21 @@ def _mean(cell: Cell) -> Text:
     return text
 
 
-def _print_differences(console: Console, results: Results, table: Table) -> None:
-    grid = Grid(
-        title=f"Paired differences to {escape(results.baseline)}, 95 % intervals; ▲▼ resolved",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        padding=(0, 1),
-        pad_edge=False,
-        header_style="dim",
-    )
+def _differences(results: Results, table: Table, joint: str) -> Grid:
+    grid = _grid(f"Differences to {results.baseline}, paired by seed, 95 % intervals; ▲▼ resolved")
     grid.add_column("method", no_wrap=True)
     for metric in table.metrics:
         grid.add_column(metric.short, justify="right", no_wrap=True)
     for row in table.rows:
         if row.role == "method":
-            grid.add_row(row.label, *(_difference(cell) for cell in row.cells))
-    console.print()
-    console.print(grid)
+            grid.add_row(row.label, *(_difference(cell, joint) for cell in row.cells))
+    return grid
 
 
-def _difference(cell: Cell) -> Text:
+def _difference(cell: Cell, joint: str) -> Text:
     if not cell.difference:
         return Text("–", style="dim")
     arrow = _ARROWS.get(cell.difference[0], "") if cell.resolved else ""
     text = Text(f"{arrow}{cell.difference}", style=_TONES[cell.tone])
-    text.append(f" {cell.interval}", style="dim")
+    text.append(f"{joint}{cell.interval}", style="dim")
     return text

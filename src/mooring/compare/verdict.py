@@ -12,17 +12,25 @@ from mooring.compare.tables import best_method, show_interval, show_p
 
 
 @dataclass(frozen=True)
+class Point:
+    """What is resolved on one further metric."""
+
+    topic: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Verdict:
     """One sentence about OOD accuracy, and what else is resolved or stands in the way.
 
     Attributes:
         sentence: the answer.
-        points: one sentence per further metric.
-        warnings: what weakens the numbers (failed or missing trials, too few seeds).
+        points: what is resolved on the other metrics.
+        warnings: what weakens the numbers (failed or missing trials, changed versions).
     """
 
     sentence: str
-    points: tuple[str, ...]
+    points: tuple[Point, ...]
     warnings: tuple[str, ...]
 
 
@@ -48,52 +56,63 @@ def judge(results: Results) -> Verdict:
             (),
             warnings,
         )
-    points = tuple(
-        _sentence(results, metric) for metric in (metrics.ID, metrics.RETENTION, metrics.DRIFT) if results.has(metric)
-    )
-    return Verdict(_sentence(results, metrics.OOD), points, warnings)
+    points = [
+        Point(metric.name, _findings(results, metric))
+        for metric in (metrics.ID, metrics.RETENTION, metrics.DRIFT)
+        if results.has(metric)
+    ]
+    by_shift = _by_shift(results)
+    if by_shift:
+        points.insert(0, Point("By shift", by_shift))
+    sentence = f"OOD accuracy: {_findings(results, metrics.OOD).removesuffix('.')} ({_seeds_text(paired)})."
+    return Verdict(sentence, tuple(points), warnings)
 
 
-def _sentence(results: Results, metric: Metric) -> str:
+def _findings(results: Results, metric: Metric) -> str:
     found = compare_paired(results.values(metric), results.baseline)
-    pairs = _seeds_text(found)
     resolved = {method: comparison for method, comparison in found.items() if comparison.resolved}
     if not resolved:
-        return f"No difference in {metric.title} to {results.baseline} is resolved with {pairs}."
-    up = {method: comparison for method, comparison in resolved.items() if comparison.difference.mean > 0}
-    down = {method: comparison for method, comparison in resolved.items() if method not in up}
+        return f"no difference to {results.baseline} is resolved."
+    ordered = sorted(resolved, key=lambda method: -abs(resolved[method].difference.mean))
+    ordered.sort(key=lambda method: resolved[method].difference.mean < 0)
+    unit = " points" if metric.unit == "percent" else ""
     parts = []
-    if up:
-        parts.append(f"higher with {_list(metric, up)}")
-    if down:
-        parts.append(f"lower with {_list(metric, down)}")
-    text = f"{_capital(metric.title)} is {' and '.join(parts)} than with {results.baseline} ({pairs})"
+    for index, method in enumerate(ordered):
+        difference = resolved[method].difference
+        side = "above" if difference.mean > 0 else "below"
+        amount = metric.show(abs(difference.mean))
+        interval = show_interval(metric, difference, signed=True)
+        whole = f"{amount}{unit} {side} {results.baseline}" if index == 0 else f"{amount} {side}"
+        parts.append(f"{method} {'is ' if index == 0 else ''}{whole} {interval}")
+    text = _names(parts)
     rest = [method for method in found if method not in resolved]
     if rest:
         text += f"; {_names(rest)} cannot be told from it"
     winner = best_method(results, metric)
     if winner and len(results.labels) > 2:
-        text += f". {winner} is the best: it separates from every other method"
+        text += f". {winner} separates from every other method"
     return text + "."
 
 
-def _list(metric: Metric, comparisons: dict[str, Comparison]) -> str:
-    ordered = sorted(comparisons.items(), key=lambda item: -abs(item[1].difference.mean))
-    unit = " points" if metric.unit == "percent" else ""
-    texts = [
-        f"{method} ({metric.show_difference(found.difference.mean)}{unit if index == 0 else ''} "
-        f"{show_interval(metric, found.difference, signed=True)})"
-        for index, (method, found) in enumerate(ordered)
-    ]
-    return _names(texts)
+def _by_shift(results: Results) -> str:
+    """Methods whose resolved differences point different ways, or exist at all, under single shifts."""
+    sides: dict[str, dict[str, list[str]]] = {label: {"above": [], "below": []} for label in results.labels}
+    for kind in results.kinds:
+        metric = metrics.shift(kind)
+        for method, found in compare_paired(results.values(metric), results.baseline).items():
+            if found.resolved:
+                side = "above" if found.difference.mean > 0 else "below"
+                sides[method][side].append(f"{metric.short} ({metric.show_difference(found.difference.mean)})")
+    texts = []
+    for method, by_side in sides.items():
+        parts = [f"{side} {results.baseline} on {_names(kinds)}" for side, kinds in by_side.items() if kinds]
+        if parts:
+            texts.append(f"{method} is {_names(parts)}")
+    return "; ".join(texts) + "." if texts else ""
 
 
 def _names(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def _seeds_text(found: dict[str, Comparison]) -> str:
