@@ -13,18 +13,40 @@ if TYPE_CHECKING:
     from mooring.optim import SGDP as SGDP
     from mooring.optim import SGDS as SGDS
     from mooring.optim import SGDSPD as SGDSPD
+    from mooring.optim import Adai as Adai
+    from mooring.optim import AdaiS as AdaiS
+    from mooring.optim import Adam as Adam
     from mooring.optim import AdamP as AdamP
     from mooring.optim import AdamS as AdamS
     from mooring.optim import AdamSPD as AdamSPD
     from mooring.optim import AdamW as AdamW
+    from mooring.rules import BufferHorizonDecay as BufferHorizonDecay
+    from mooring.rules import CoupledDecay as CoupledDecay
+    from mooring.rules import DecoupledDecay as DecoupledDecay
+    from mooring.rules import RadialProjection as RadialProjection
+    from mooring.rules import SelectiveProjection as SelectiveProjection
+    from mooring.rules import StableDecay as StableDecay
+    from mooring.rules import TrustRatio as TrustRatio
 
 __version__ = "0.1.0"
-__all__ = ["SGD", "SGDP", "SGDS", "SGDSPD", "AdamP", "AdamS", "AdamSPD", "AdamW"]
+
+_OPTIMIZERS = ("SGD", "SGDP", "SGDS", "SGDSPD", "Adai", "AdaiS", "Adam", "AdamP", "AdamS", "AdamSPD", "AdamW")
+_RULES = (
+    "BufferHorizonDecay",
+    "CoupledDecay",
+    "DecoupledDecay",
+    "RadialProjection",
+    "SelectiveProjection",
+    "StableDecay",
+    "TrustRatio",
+)
+_ROOMS = {**dict.fromkeys(_OPTIMIZERS, "mooring.optim"), **dict.fromkeys(_RULES, "mooring.rules")}
+__all__ = [*_OPTIMIZERS, *_RULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("mooring.optim"), name)
+    if name in _ROOMS:
+        return getattr(import_module(_ROOMS[name]), name)
     raise AttributeError(f"module 'mooring' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

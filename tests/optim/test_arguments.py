@@ -134,7 +134,8 @@ def test_defaults_and_signatures_are_the_papers() -> None:
 
     expected = {
         "AdamW": "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, amsgrad=False, *, maximize=False",
-        "SGD": "lr=0.001, momentum=0, dampening=0, weight_decay=0, nesterov=False, *, maximize=False",
+        "SGD": "lr=0.001, momentum=0, dampening=0, weight_decay=0, nesterov=False, *, rules=(), anchor='capture', "
+        "maximize=False",
         "AdamP": "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0, delta=0.1, wd_ratio=0.1, nesterov=False, *, "
         "amsgrad=False, maximize=False",
         "SGDP": "lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, eps=1e-08, delta=0.1, wd_ratio=0.1, *, "

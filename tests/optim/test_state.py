@@ -317,5 +317,5 @@ def test_rows_share_torchs_names_for_what_torch_has() -> None:
         train(optimizer, 1, 4)
         names = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"} if row.adaptive else {"momentum_buffer"}
         assert names <= set(optimizer.state[params[1]])
-        own = {"anchor", "exp_avg_sq_sum", "step"}
+        own = {"anchor", "exp_avg_sq_sum", "exp_avg_sq_sum_step", "step"}
         assert set(optimizer.state[params[1]]) <= names | own

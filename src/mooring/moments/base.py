@@ -39,6 +39,9 @@ class Moments:
             if name not in state:
                 state[name] = zeros.clone()
 
+    def loaded(self, state: dict[str, Any]) -> None:
+        """Look over a parameter's state that came from a checkpoint, perhaps another optimizer's."""
+
     def update(self, batch: Batch, grads: TensorList, params: TensorList) -> TensorList:
         """Update the state in place and return u. ``grads`` and ``params`` are never written."""
         raise TypeError(f"{type(self).__name__} must define update")

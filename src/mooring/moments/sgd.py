@@ -24,17 +24,14 @@ class Momentum(Moments):
     Args:
         zero_start: the buffer starts at zero, so the first step is dampened too (SGDP). Otherwise the first buffer is
             the gradient itself (torch's convention).
-        coupled_decay: add ``weight_decay * p`` to the gradient that enters the buffer (L2, torch's SGD).
     """
 
-    def __init__(self, zero_start: bool = False, coupled_decay: bool = False) -> None:
+    def __init__(self, zero_start: bool = False) -> None:
         self.zero_start = zero_start
-        self.coupled_decay = coupled_decay
 
     @override
     def shared(self, group: Mapping[str, Any]) -> Hashable:
-        decays = self.coupled_decay and group["weight_decay"] != 0
-        return (group["momentum"], group["dampening"], group["nesterov"], group["maximize"], decays)
+        return (group["momentum"], group["dampening"], group["nesterov"], group["maximize"])
 
     @override
     def check(self, group: Mapping[str, Any]) -> None:
@@ -48,8 +45,6 @@ class Momentum(Moments):
                 "nesterov=True needs momentum > 0 and dampening = 0, "
                 f"got momentum={momentum!r}, dampening={dampening!r}"
             )
-        if self.coupled_decay and not group["weight_decay"] >= 0:
-            raise ValueError(f"weight_decay must be >= 0, got {group['weight_decay']!r}")
 
     @override
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -59,8 +54,6 @@ class Momentum(Moments):
     def update(self, batch: Batch, grads: TensorList, params: TensorList) -> TensorList:
         group = batch.group
         momentum, fresh = group["momentum"], 1 - group["dampening"]
-        if self.coupled_decay and group["weight_decay"] != 0:
-            grads = torch._foreach_add(torch._foreach_mul(params, batch.host_options("weight_decay")), grads)
         if momentum == 0:
             return torch._foreach_mul(grads, fresh) if self.zero_start and fresh != 1 else grads
         buffer = batch.state("momentum_buffer")
@@ -82,7 +75,4 @@ class Momentum(Moments):
     @override
     def describe(self, group: Mapping[str, Any]) -> str:
         extras = "".join(f", {name}" for name in ("nesterov", "maximize") if group.get(name))
-        line = f"momentum(momentum={group['momentum']:g}, dampening={group['dampening']:g}{extras})"
-        if self.coupled_decay and group["weight_decay"]:
-            return f"gradient + {group['weight_decay']:g} * weights -> {line}"
-        return line
+        return f"momentum(momentum={group['momentum']:g}, dampening={group['dampening']:g}{extras})"

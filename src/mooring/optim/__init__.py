@@ -1,8 +1,9 @@
 """Named optimizers: each a signature, a docstring and one recipe."""
 
 from mooring.optim.adamp import SGDP, AdamP
-from mooring.optim.plain import SGD, AdamW
+from mooring.optim.adamw import AdamW
+from mooring.optim.composed import SGD, Adai, AdaiS, Adam
 from mooring.optim.spd import SGDSPD, AdamSPD
 from mooring.optim.swd import SGDS, AdamS
 
-__all__ = ["SGD", "SGDP", "SGDS", "SGDSPD", "AdamP", "AdamS", "AdamSPD", "AdamW"]
+__all__ = ["SGD", "SGDP", "SGDS", "SGDSPD", "Adai", "AdaiS", "Adam", "AdamP", "AdamS", "AdamSPD", "AdamW"]

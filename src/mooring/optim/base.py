@@ -259,6 +259,7 @@ class Optimizer(torch.optim.Optimizer):
                 state[name] = value.detach().to(device=own.device, dtype=dtype, copy=True)
             # A buffer without a count (torch's SGD keeps none) has seen at least one step.
             state["step"] = torch.tensor(float(saved.get("step", 1)), dtype=torch.float32)
+            self._moments.loaded(state)
         self._unanchored = {p for p, s in self.state.items() if "anchor" in s and not s["step"] > 0}
 
     # For people.

@@ -14,7 +14,9 @@ def pipeline_text(name: str, groups: Sequence[dict[str, Any]], moments: Moments,
     lines = [f"{name} ("]
     for i, group in enumerate(groups):
         active = [rule for rule in rules if rule.active(group)]
-        stages = [moments.describe(group), *(rule.describe(group) for rule in active), "step"]
+        before = [rule.describe(group) for rule in active if rule.couples]
+        after = [rule.describe(group) for rule in active if not rule.couples]
+        stages = [*before, moments.describe(group), *after, "step"]
         count = sum(p.numel() for p in group["params"])
         shrinks = [text for rule in active if (text := rule.shrink(group))]
         lines += [

@@ -1,4 +1,4 @@
-"""Decoupled weight decay: Loshchilov and Hutter, ICLR 2019 (arXiv 1711.05101)."""
+"""Weight decay to zero or the anchor: coupled (L2), decoupled (Loshchilov and Hutter, ICLR 2019, arXiv 1711.05101)."""
 
 from __future__ import annotations
 
@@ -12,40 +12,72 @@ from typing_extensions import override
 from mooring.step.move import Slices
 from mooring.step.rule import Rule
 
+_LETTER = {"zero": "p", "anchor": "d"}
 
-class DecoupledDecay(Rule):
-    """``p <- p - min(lr * weight_decay * scale * rho, 1) * (p - target)``, target 0 or the anchor.
 
-    ``rho`` is what a projection before it asked for (1 without one). A shrink is never more than the whole weight.
-    Subclasses change ``scale``. Reads no inner product, so it costs nothing beside the step.
+class Decay(Rule):
+    """What all decays share: the option ``weight_decay`` and a target.
 
     Args:
-        toward: ``"zero"``, or ``"anchor"`` for decay toward the pretrained weights (decoupled L2-SP).
+        weight_decay: the default of the group option.
+        toward: ``"zero"``, or ``"anchor"`` for decay toward the pretrained weights (L2-SP).
         free_only: act only in groups without an anchor, such as a new head beside an anchored backbone.
     """
 
-    def __init__(self, toward: str = "zero", free_only: bool = False) -> None:
-        if toward not in ("zero", "anchor"):
+    def __init__(self, weight_decay: float = 0.0, toward: str = "zero", free_only: bool = False) -> None:
+        if toward not in _LETTER:
             raise ValueError(f"toward must be 'zero' or 'anchor', got {toward!r}")
+        self.weight_decay = weight_decay
         self.toward = toward
         self.free_only = free_only
-        self.writes = "p" if toward == "zero" else "d"
         self.needs_anchor = toward == "anchor"
 
     @override
     def options(self) -> dict[str, Any]:
-        return {"weight_decay": 0.0}
+        return {"weight_decay": self.weight_decay}
 
     @override
     def check(self, group: Mapping[str, Any]) -> None:
-        if not group["weight_decay"] >= 0:
-            raise ValueError(f"weight_decay must be >= 0, got {group['weight_decay']!r}")
+        if not 0 <= group["weight_decay"] < float("inf"):
+            raise ValueError(f"weight_decay must be a finite number >= 0, got {group['weight_decay']!r}")
 
     @override
     def active(self, group: Mapping[str, Any]) -> bool:
         anchored = group.get("anchor") is not None
         here = anchored if self.toward == "anchor" else not (self.free_only and anchored)
         return bool(here and group["weight_decay"] != 0)
+
+
+class CoupledDecay(Decay):
+    """L2 regularisation: ``g <- g + weight_decay * (p - target)`` before the moments, as torch's SGD and Adam do it.
+
+    Rules that read the gradient (the cosine test, selective projection) see it without this term.
+    Costs one pass over the gradient and the weights.
+    """
+
+    order = 0
+
+    def __init__(self, weight_decay: float = 0.0, toward: str = "zero", free_only: bool = False) -> None:
+        super().__init__(weight_decay, toward, free_only)
+        self.couples = _LETTER[toward]
+
+    @override
+    def describe(self, group: Mapping[str, Any]) -> str:
+        return f"coupled decay(weight_decay={group['weight_decay']:g}, toward {self.toward})"
+
+
+class DecoupledDecay(Decay):
+    """``p <- p - min(lr * weight_decay * scale * rho, 1) * (p - target)``, target 0 or the anchor.
+
+    ``rho`` is what a projection before it asked for (1 without one). A shrink is never more than the whole weight.
+    Subclasses change ``scale``. Reads no inner product, so it costs nothing beside the step.
+    """
+
+    order = 2
+
+    def __init__(self, weight_decay: float = 0.0, toward: str = "zero", free_only: bool = False) -> None:
+        super().__init__(weight_decay, toward, free_only)
+        self.writes = _LETTER[toward]
 
     def scale(self, x: Slices) -> Tensor | None:
         """The factor beside lr * weight_decay, (T,) or 0-dim; None is one."""

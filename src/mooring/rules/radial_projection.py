@@ -36,6 +36,7 @@ class RadialProjection(Rule):
     """
 
     scope = "row"
+    order = 1
     writes = "p"
 
     def __init__(self, delta: float = 0.1, wd_ratio: float = 0.1, eps: float = 1e-8) -> None:

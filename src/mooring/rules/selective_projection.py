@@ -29,6 +29,7 @@ class SelectiveProjection(Rule):
     """
 
     scope = "tensor"
+    order = 4
     writes = "d"
     needs_anchor = True
 
@@ -50,12 +51,11 @@ class SelectiveProjection(Rule):
 
     @override
     def reads(self, live: str) -> set[str]:
-        return {"gd", "dd"} | pending_entries(live)
+        return {"gd", "dd"} | pending_entries(live, "d")
 
     @override
     def sums(self, x: Slices) -> list[Tensor]:
-        ss, sd = x.pending()
-        return [x.dot("g", "d"), x.dot("d", "d"), ss, sd]
+        return [x.dot("g", "d"), x.dot("d", "d"), x.pending_square(), x.pending_dot("d")]
 
     @override
     def decide(self, x: Slices, totals: list[Tensor]) -> None:

@@ -214,15 +214,30 @@ class Batch:
         else:
             torch._foreach_copy_(stored, torch._foreach_sub(wide, s))
 
-    def vectors(self, grads: TensorList, params: TensorList, u: TensorList) -> dict[str, TensorList]:
-        """The four directions of the step; d only where a rule needs it."""
-        out: dict[str, TensorList] = {"g": grads, "p": params, "u": u}
+    def vectors(self) -> dict[str, TensorList]:
+        """The directions of the step that exist before the moments: g, p, and d where a rule needs it."""
+        params = self.widen(self.params)
+        out: dict[str, TensorList] = {"g": self.gradients(), "p": params}
         if self.anchored:
             if self.group["anchor"] == "zero":
                 out["d"] = params
             else:
                 out["d"] = torch._foreach_sub(params, self.widen(self.state("anchor")))
         return out
+
+    def coupled(self, vectors: dict[str, TensorList]) -> TensorList:
+        """The gradients that the moments see: with the terms of coupled decay."""
+        grads = vectors["g"]
+        for rule in self.rules:
+            if rule.couples:
+                grads = torch._foreach_add(
+                    torch._foreach_mul(vectors[rule.couples], self.host_options("weight_decay")), grads
+                )
+        return grads
+
+    def moment_gradients(self) -> TensorList:
+        """The same before the step has begun; forms the directions only where coupled decay needs them."""
+        return self.coupled(self.vectors()) if any(rule.couples for rule in self.rules) else self.gradients()
 
 
 def host_value_is_remote(value: Any) -> bool:

@@ -83,22 +83,25 @@ class Slices:
         """<a, b> per slice, shape (S,)."""
         return self.entries[entry(a, b)]
 
-    def pending(self) -> tuple[Tensor, Tensor]:
-        """<s, s> and <s, d> of the pending displacement per slice, from Gram entries alone."""
+    def pending_square(self) -> Tensor:
+        """<s, s> of the pending displacement per slice, from Gram entries alone."""
         terms = self.move.terms()
-        ss = torch.zeros_like(self.move.beta)
+        total = torch.zeros_like(self.move.beta)
         for i, (a, ca) in enumerate(terms):
-            ss = ss + ca * ca * self.dot(a, a)
+            total = total + ca * ca * self.dot(a, a)
             for b, cb in terms[i + 1 :]:
-                ss = ss + 2 * ca * cb * self.dot(a, b)
-        sd = torch.zeros_like(ss)
-        for a, ca in terms:
-            sd = sd + ca * self.dot(a, "d")
-        return ss, sd
+                total = total + 2 * ca * cb * self.dot(a, b)
+        return total
+
+    def pending_dot(self, letter: str) -> Tensor:
+        """<s, letter> of the pending displacement per slice, from Gram entries alone."""
+        total = torch.zeros_like(self.move.beta)
+        for a, c in self.move.terms():
+            total = total + c * self.dot(a, letter)
+        return total
 
 
-def pending_entries(live: str) -> set[str]:
-    """The entries that :meth:`Slices.pending` reads when the letters in ``live`` have coefficients."""
+def pending_entries(live: str, with_letters: str = "") -> set[str]:
+    """The entries that ``pending_square`` and ``pending_dot(letter)`` read, for the coefficients in ``live``."""
     letters = set(live) | {"u"}
-    quadratic = {entry(a, b) for a in letters for b in letters}
-    return quadratic | {entry(a, "d") for a in letters}
+    return {entry(a, b) for a in letters for b in letters | set(with_letters)}

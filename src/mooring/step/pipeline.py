@@ -39,15 +39,13 @@ def scan(batches: Sequence[Batch]) -> None:
         return
     statistic = batches[0].moments.scan(batches)
     for b in batches:
-        if any(rule.needs_stable_scale for rule in b.rules):
-            b.scanned = statistic.to(b.rule_device, non_blocking=True)
+        b.scanned = statistic if statistic.device == b.device else statistic.to(b.device, non_blocking=True)
 
 
 def observe_decide_apply(batch: Batch) -> Generator[Request, Tensor, None]:
     """One batch's step. Yields what has to be summed over processes and is sent the sums."""
-    grads, params = batch.gradients(), batch.widen(batch.params)
-    u = batch.moments.update(batch, grads, params)
-    vectors = batch.vectors(grads, params, u)
+    vectors = batch.vectors()
+    vectors["u"] = batch.moments.update(batch, batch.coupled(vectors), vectors["p"])
 
     entries = batch.gram(vectors) if batch.entries else {}
     if entries and batch.row_groups:

@@ -21,10 +21,15 @@ class Rule:
             (a statistic over all parameters).
         writes: the letters (``"p"``, ``"d"``) to which the rule may give a coefficient.
         needs_anchor: whether the rule reads or moves along ``d = p - anchor``.
+        order: place in a step: 0 before the moments, 1 projection, 2 decay, 3 rescaling, 4 contraction. A recipe lists
+            its rules in this order, because each sees the move as the rules before it left it.
+        couples: ``"p"`` or ``"d"`` where the rule adds ``weight_decay`` times that to the gradient the moments see.
         needs_stable_scale: whether the rule reads the statistic that the moments provide for stable weight decay.
     """
 
     scope: ClassVar[str] = "pointwise"
+    order: ClassVar[int] = 2
+    couples: str = ""
     writes: str = ""
     needs_anchor: bool = False
     needs_stable_scale: bool = False

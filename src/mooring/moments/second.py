@@ -1,0 +1,119 @@
+"""The second moment and its mean over the whole model, which Adam's stable decay and Adai read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from mooring.kernels.eager import row_sums
+from mooring.moments.base import Moments
+from mooring.step.shards import all_sum
+
+if TYPE_CHECKING:
+    from mooring.step.batch import Batch
+
+
+class SecondMoment(Moments):
+    """Moments that keep ``v <- b2 v + (1-b2) g^2`` in ``exp_avg_sq``.
+
+    Where ``scans`` is set they also keep ``exp_avg_sq_sum``, the sum of all elements of v, one number per tensor. It
+    follows v's own recursion, so one pass over the gradient gives the mean over the model and v is not read.
+    ``exp_avg_sq_sum_step`` is the step at which that sum was true.
+    """
+
+    @override
+    def shared(self, group: Mapping[str, Any]) -> Hashable:
+        return (*group["betas"], group["eps"], group["maximize"])
+
+    @override
+    def check(self, group: Mapping[str, Any]) -> None:
+        betas = group["betas"]
+        if len(betas) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+        if not 0 <= group["eps"] < float("inf"):
+            raise ValueError(f"eps must be a finite number >= 0, got {group['eps']!r}")
+
+    @override
+    def fill(self, state: dict[str, Any], group: Mapping[str, Any], zeros: Tensor) -> None:
+        if self.scans and "exp_avg_sq" not in state:
+            state["exp_avg_sq_sum"] = torch.zeros((), dtype=torch.float64, device=zeros.device)
+            state["exp_avg_sq_sum_step"] = torch.zeros((), dtype=torch.float32)
+        super().fill(state, group, zeros)
+
+    @override
+    def loaded(self, state: dict[str, Any]) -> None:
+        # Optimizers that do not know the sum keep it unchanged while v goes on; its own step count tells.
+        known = "exp_avg_sq_sum" in state and "exp_avg_sq_sum_step" in state
+        if known and float(state["exp_avg_sq_sum_step"]) == float(state["step"]):
+            state["exp_avg_sq_sum_step"] = state["step"].clone()  # on the host, where steps are counted
+        else:
+            state.pop("exp_avg_sq_sum", None)
+            state.pop("exp_avg_sq_sum_step", None)
+
+    @override
+    def scan(self, batches: list[Batch]) -> Tensor:
+        """The mean of v̂ over all elements of all batches, as it will be after this step; 0-dim float64.
+
+        Without amsgrad, ``sum(v)`` follows v's own recursion from ``sum(g^2)``, so v is not read. The running maximum
+        has no such recursion, so with amsgrad the new maximum is formed here once more.
+        """
+        self._recover_sums(batches)
+        sums = all_sum([(self._new_sums(b), b.shard_groups) for b in batches])
+        device = sums[0].device
+        means = []
+        for batch, new in zip(batches, sums):
+            _, beta2 = batch.group["betas"]
+            if not batch.group.get("amsgrad", False):
+                tracked = [s["exp_avg_sq_sum"] for s in batch.states]
+                new = torch.stack(tracked) * beta2 + new * (1 - beta2)
+                torch._foreach_copy_(tracked, list(new.unbind()))
+                torch._foreach_copy_(
+                    [s["exp_avg_sq_sum_step"] for s in batch.states], [s["step"] for s in batch.states]
+                )
+            corrections = batch.vector([correction(beta2, t) for t in batch.steps], new.device)
+            means.append((new / corrections).to(device, non_blocking=True))
+        # In the order of the parameters, so that the way they were batched does not change a bit.
+        order = [i for b in batches for i in b.positions]
+        by_position = torch.cat(means)[torch.tensor(sorted(range(len(order)), key=order.__getitem__)).to(device)]
+        return row_sums(by_position.unsqueeze(0))[0] / max(sum(n for b in batches for n in b.global_numels), 1)
+
+    def _new_sums(self, batch: Batch) -> Tensor:
+        grads = batch.moment_gradients()
+        if not batch.group.get("amsgrad", False):
+            return batch.sums_of_squares(grads)
+        _, beta2 = batch.group["betas"]
+        v = torch._foreach_mul(batch.state("exp_avg_sq"), beta2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        torch._foreach_maximum_(v, batch.state("max_exp_avg_sq"))
+        return batch.sums(v)
+
+    def _recover_sums(self, batches: list[Batch]) -> None:
+        """Sum v once where the sum is unknown: state that comes from another optimizer's checkpoint."""
+        unknown = [b for b in batches if any("exp_avg_sq_sum" not in s for s in b.states)]
+        for batch, sums in zip(unknown, all_sum([(b.sums(b.state("exp_avg_sq")), b.shard_groups) for b in unknown])):
+            for state, total in zip(batch.states, sums.unbind()):
+                state.setdefault("exp_avg_sq_sum", total.clone())
+                state.setdefault("exp_avg_sq_sum_step", state["step"].clone())
+
+    def mean(self, batch: Batch) -> Tensor:
+        """The scanned mean of v̂, 0-dim float64."""
+        assert batch.scanned is not None, "the scan comes before every step of moments that ask for it"
+        return batch.scanned
+
+    @override
+    def stable_scale(self, batch: Batch) -> Tensor:
+        """``1/sqrt(mean v̂)``; no decay while the mean is zero."""
+        if not self.scans:
+            raise ValueError(f"{type(self).__name__}: stable weight decay needs moments that scan the gradients")
+        mean = self.mean(batch)
+        return torch.where(mean > 0, mean.rsqrt(), torch.zeros_like(mean))
+
+
+def correction(beta: float, t: float) -> float:
+    """``1 - beta**t`` without cancellation; 1 where beta is 0."""
+    return -math.expm1(t * math.log(beta)) if beta > 0 else 1.0
