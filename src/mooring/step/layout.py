@@ -9,6 +9,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from mooring.kernels.eager import segment_sums
+
 # A tensor of at least this many elements is a block of its own: it is viewed, not copied.
 _ALONE = 1 << 16
 # Smaller tensors with rows of equal length share a block of at most this many elements.
@@ -60,8 +62,6 @@ class Layout:
 
     def per_tensor(self, parts: Sequence[Tensor]) -> Tensor:
         """Add quantities of shape (S,) over each tensor's slices: shape (k, T)."""
-        from mooring.kernels.eager import segment_sums
-
         stacked = torch.stack([p.expand(self.slices) for p in parts])
         return stacked if self.one_each else segment_sums(stacked.T.contiguous(), self._counts).T
 
