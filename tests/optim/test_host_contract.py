@@ -75,6 +75,30 @@ def test_the_closure_runs_once_with_gradients_enabled_and_its_loss_comes_back(ro
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters()))
 
 
+@every_row
+def test_a_grad_scaler_changes_nothing_but_skips_overflows(row: OptimizerRow) -> None:
+    """The scale is a power of two, so unscaling is exact; the skipped step must leave weights and state alone."""
+
+    def trained(scaled: bool) -> list[Tensor]:
+        net = make_net(dtype=torch.float32)
+        optimizer = row.build(net.parameters())
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000, enabled=scaled)
+        words, target = batch(0)
+        for t in range(6):
+            optimizer.zero_grad()
+            scaler.scale(((net(words) - target.float()) ** 2).mean()).backward()
+            if t == 3:
+                if not scaled:
+                    continue
+                assert net.scale.grad is not None
+                net.scale.grad.fill_(torch.inf)
+            scaler.step(optimizer)
+            scaler.update()
+        return snapshot(net)
+
+    assert all(torch.equal(x, y) for x, y in zip(trained(True), trained(False)))
+
+
 @every_variant
 def test_gradients_are_left_as_the_user_made_them(row: OptimizerRow, variant: str) -> None:
     net = make_net()

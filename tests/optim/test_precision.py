@@ -64,6 +64,28 @@ def test_moments_of_half_precision_weights_are_float32(row: OptimizerRow, dtype:
 
 
 @every_row
+def test_one_group_may_mix_dtypes(row: OptimizerRow) -> None:
+    """float64, float32 and bfloat16 weights side by side, as after casting all but the norm layers."""
+    generator = torch.Generator().manual_seed(13)
+    dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float32, torch.float64]
+    params = [nn.Parameter(x.to(d)) for x, d in zip(draw(generator, torch.float64), dtypes)]
+    optimizer = row.build(params)
+    reference = row.reference([{**row.hyper(), "params": params}])
+    scale, group = Scale(SHAPES), reference.groups[0]
+    for t in range(6):
+        before = [p.detach().double() for p in params]
+        group["params"] = [b.clone() for b in before]
+        for p, g in zip(params, draw(generator, torch.float64, 0.1)):
+            p.grad = g.to(p.dtype)
+        scale.see([p.grad for p in params])
+        optimizer.step()
+        reference.step([[p.grad for p in params]])
+        for j, (p, b, expected) in enumerate(zip(params, before, group["params"])):
+            bound = step_bound(b, expected, scale.direction(j, reference.states[0][j], group), group, t, p.dtype)
+            assert ((p.detach().double() - expected).abs() <= bound).all(), f"step {t}, {p.dtype}"
+
+
+@every_row
 def test_small_bfloat16_steps_are_rounded_once_and_to_nearest(row: OptimizerRow) -> None:
     """Weights of 1 and steps of a tenth of a bf16 unit must stay put, steps of 0.6 units must move by one unit."""
     unit = float(ulp(torch.tensor(1.0), torch.bfloat16))
