@@ -45,8 +45,8 @@ class CompareSpec(_Section):
         baseline: The label of the method that the others are compared to; ``adamw`` if it runs, else the first.
     """
 
-    methods: tuple[MethodSpec, ...] = Field(default=DEFAULT_METHODS, validate_default=True, min_length=1)
-    seeds: tuple[int, ...] = Field(default=DEFAULT_SEEDS, validate_default=True, min_length=1)
+    methods: tuple[MethodSpec, ...] = Field(default=DEFAULT_METHODS, validate_default=True)
+    seeds: tuple[int, ...] = Field(default=DEFAULT_SEEDS, validate_default=True)
     baseline: str = ""
 
     @field_validator("methods", mode="before")
@@ -54,8 +54,8 @@ class CompareSpec(_Section):
     def _resolve_methods(cls, value: Any) -> Any:
         if isinstance(value, str):
             value = split_methods(value)
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"must be a list of methods, not {value!r}")
+        if not isinstance(value, (list, tuple)) or not value:
+            raise ValueError(f"must be a list of at least one method, not {value!r}")
         return tuple(resolve(item) for item in value)
 
     @field_validator("methods")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,10 @@ def write_report(results: Results) -> Path:
     )
     templates.filters["together"] = together
     context = _context(results)
-    inlined = {name: [Markup(svg) for _, svg in panels] for name, panels in figures.items()}
-    names = {name: [stem for stem, _ in panels] for name, panels in figures.items()}
+    inlined, names = defaultdict(list), defaultdict(list)  # a section without figures has an empty list
+    for section, panels in figures.items():
+        inlined[section] = [Markup(svg) for _, svg in panels]
+        names[section] = [name for name, _ in panels]
     write_text(folder / REPORT, templates.get_template("report.html.j2").render(**context, figures=inlined))
     write_text(folder / MARKDOWN, templates.get_template("report.md.j2").render(**context, figures=names))
     return folder / REPORT
@@ -135,8 +138,16 @@ def _failures(results: Results) -> list[Failure]:
 
 
 def without_private_paths(text: str) -> str:
-    """A traceback whose paths begin at the package: a report may be published, a home folder has a name in it."""
-    return re.sub(r'"(?:[^"\n]*[\\/])?((?:site-packages|src|lib)[\\/][^"\n]+|[^"\\/\n]+)"', r'"\1"', text)
+    """A traceback whose paths begin at the package: a report may be published, and a home folder has a name in it."""
+
+    def shortened(match: re.Match[str]) -> str:
+        parts = re.split(r"[\\/]", match[1])
+        first = parts.index("site-packages") + 1 if "site-packages" in parts else len(parts) - 1
+        if "mooring" in parts[:-1]:
+            first = len(parts) - 1 - parts[::-1].index("mooring")
+        return f'File "{"/".join(parts[first:])}"'
+
+    return re.sub(r'File "([^"\n]+)"', shortened, text).replace(str(Path.home()), "~")
 
 
 def _fairness(results: Results) -> list[str]:

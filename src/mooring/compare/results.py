@@ -137,7 +137,7 @@ class Results:
         write_csv(
             self.folder.path / "results_long.csv",
             ["method", "seed", "split", "kind", "severity", "metric", "value"],
-            [_long(row, key) for row in rows for key in self.keys if key in row],
+            [_long(row, key) for row in rows for key in self.keys if key in row and "/" in key],
         )
         done = self.with_status("done")
         curves = [{"method": t.method, "seed": t.seed, **row} for t in done for row in self.curve(t)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from mooring.compare.metrics import Metric
 from mooring.compare.plots.style import MUTED, label_margin, looks, margin_labels, new_axes
@@ -70,6 +71,7 @@ def _limit(axes: Axes, starts: list[float], after: list[float], percent: bool) -
     low, high = min(values), max(values)
     if not percent and low > 0 and high > 30 * low:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.margins(y=0.06)
         axes.set_ylim(*axes.get_ylim())
         return

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.patches import Rectangle
 
 from mooring.compare import metrics
-from mooring.compare.plots.style import BLUE, MUTED, VERMILLION, WIDTH, new_axes, signed
+from mooring.compare.plots.style import BLUE, MUTED, VERMILLION, WIDTH, new_axes, short, signed
 from mooring.compare.plots.svg import Panel
 from mooring.compare.results import Layer, Results
 from mooring.compare.statistics import compare_paired, summarise
@@ -74,7 +74,8 @@ def drift_by_layer(results: Results, name: str) -> Panel | None:
     means = [[summarise(by_method[label][layer]).mean for label in labels] for layer in layers]
     largest = max((value for line in means for value in line if math.isfinite(value)), default=0.0) or 1.0
     cells = [[_Cell(_percent(value), BLUE, _share(value, largest)) for value in line] for line in means]
-    return _draw("Drift by layer, % of the layer's norm at the start", layers, labels, cells, name)
+    names = [short(label) for label in labels]
+    return _draw("Drift by layer, % of the layer's norm at the start", layers, names, cells, name)
 
 
 def relative_drift(layers: Sequence[Layer], most: int = MOST_LAYERS) -> dict[str, float]:
@@ -132,5 +133,10 @@ def shifts_by_severity(results: Results, name: str) -> Panel | None:
         ]
         for metric, line in zip(rows, differences, strict=True)
     ]
-    names = [metric.short for metric in rows]
-    return _draw(f"Accuracy under each shift, points to {results.baseline}", names, labels, cells, name)
+    return _draw(
+        f"Accuracy under each shift, points to {short(results.baseline)}",
+        [metric.short for metric in rows],
+        [short(label) for label in labels],
+        cells,
+        name,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mooring.compare.metrics import Metric
-from mooring.compare.plots.style import INK, MUTED, PAPER, WIDTH, looks, new_axes
+from mooring.compare.plots.style import INK, MUTED, PAPER, WIDTH, looks, new_axes, short
 from mooring.compare.plots.svg import Panel
 from mooring.compare.results import Results
 from mooring.compare.statistics import compare_paired
@@ -20,9 +20,9 @@ def difference_intervals(results: Results, metric: Metric, name: str) -> Panel |
     look = looks(results.labels)
     unit = ", points" if metric.unit == "percent" else ""
     scale = 100 if metric.unit == "percent" else 1
-    left = 0.2 + 0.085 * max(map(len, found))
+    left = 0.2 + 0.085 * max(len(short(label)) for label in found)
     right = 1.55
-    title = f"{metric.name}: difference to {results.baseline}{unit}"
+    title = f"{metric.name}: difference to {short(results.baseline)}{unit}"
     figure, axes = new_axes(0.82 + _ROW * len(found), title, left=left, right=right, bottom=0.4, top=0.36)
     axes.axvline(0, color=MUTED, linewidth=1)
     for row, (label, comparison) in enumerate(found.items()):
@@ -40,7 +40,7 @@ def difference_intervals(results: Results, metric: Metric, name: str) -> Panel |
             fontweight="bold" if comparison.resolved else "normal",
         )  # fmt: skip
     axes.set_ylim(len(found) - 0.5, -0.5)
-    axes.set_yticks(range(len(found)), list(found))
+    axes.set_yticks(range(len(found)), [short(label) for label in found])
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.08)

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mooring.compare.metrics import MINUS
+from mooring.compare.plots.fonts import families
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#666e79", "#e3e6ea", "#ffffff"
 GREY, BLUE, VERMILLION, GREEN = "#5a6572", "#0072b2", "#d55e00", "#009e73"
@@ -31,6 +32,9 @@ THEME = {
 """The page's variable for each colour; in the page, figures change with its light and dark scheme."""
 
 WIDTH = 4.8  # inches, of every figure; the page shows two beside each other, or one on a telephone
+
+
+LONGEST = 16  # characters of a method's name in a figure
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def style() -> Iterator[None]:
     """Matplotlib's settings for our figures, and only while they are drawn and saved."""
     settings: Any = {
         **mpl.rcParamsDefault,  # whatever the user's matplotlibrc says
-        "font.family": "DejaVu Sans",
+        "font.family": families(),
         "font.size": 9,
         "axes.edgecolor": MUTED,
         "axes.labelcolor": INK,
@@ -98,6 +102,7 @@ def style() -> Iterator[None]:
         "xtick.major.size": 0,
         "ytick.major.size": 0,
         "text.color": INK,
+        "text.parse_math": False,  # a dollar in a label is a dollar
         "lines.linewidth": 1.7,
         "lines.solid_capstyle": "round",
         "svg.fonttype": "none",  # text stays text: it can be selected, and takes the page's font
@@ -119,9 +124,14 @@ def new_axes(
     return figure, axes
 
 
+def short(label: str) -> str:
+    """A method's name as figures have room for it."""
+    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
+
+
 def label_margin(labels: Sequence[str]) -> float:
     """The right margin, in inches, that direct labels need."""
-    return 0.34 + 0.082 * max(map(len, labels))
+    return 0.34 + 0.082 * max(len(short(label)) for label in labels)
 
 
 def margin_labels(axes: Axes, points: dict[str, tuple[float, float]], look: dict[str, Look]) -> None:
@@ -151,7 +161,7 @@ def margin_labels(axes: Axes, points: dict[str, tuple[float, float]], look: dict
             [1.045], [height], marker=look[label].marker, color=colour, markersize=4.5, transform=axes.transAxes,
             clip_on=False, linestyle="none",
         )  # fmt: skip
-        axes.text(1.075, height, label, transform=axes.transAxes, va="center", ha="left", fontsize=8.5)
+        axes.text(1.075, height, short(label), transform=axes.transAxes, va="center", ha="left", fontsize=8.5)
 
 
 def spread(heights: dict[str, float], gap: float, low: float = 0.0, high: float = 1.0) -> dict[str, float]:

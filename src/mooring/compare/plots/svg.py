@@ -60,15 +60,10 @@ def themed(svg: str, name: str, description: str) -> str:
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", svg)
     svg = svg.replace("xlink:href", "href").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
-    svg = re.sub(r"font: (?:(\w+) )?([\d.]+)px [^;\"]*", _font, svg)
+    svg = re.sub(r'font-family: [^;"]*;? ?', "", svg)
     for colour, variable in THEME.items():
         svg = re.sub(colour, f"var({variable})", svg, flags=re.IGNORECASE)
     view_box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     size = f' viewBox="{view_box[0][9:-1]}"' if view_box else ""
     opening = f'<svg role="img" aria-label="{escape(description)}" xmlns="http://www.w3.org/2000/svg"{size}>'
     return re.sub(r"\A<svg.*?>", lambda _: opening, svg, count=1, flags=re.DOTALL)
-
-
-def _font(match: re.Match[str]) -> str:
-    weight = f"; font-weight: {match[1]}" if match[1] else ""
-    return f"font-size: {match[2]}px{weight}"
