@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "mooring"
 FLOORS = (("kernels", "anchors"), ("step", "moments"), ("rules",), ("optim",), ("finetune",), ("compare",), ("cli",))
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
 # Where the name that is imported is not the name of the distribution.
-DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTION = {"fontTools": "fonttools", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
 def files() -> list[Path]:
