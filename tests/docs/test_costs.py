@@ -17,10 +17,13 @@ NUMEL = 1000
 # (optimizer, options, bytes per parameter), as the tables state them.
 COSTS: list[tuple[str, dict[str, Any], int]] = [
     ("AdamW", {}, 8),
+    ("Adam", {}, 8),
     ("AdamP", {}, 8),
     ("AdamS", {}, 8),
     ("AdamSPD", {}, 12),
     ("AdamSPD", {"anchor": "zero"}, 8),
+    ("Adai", {}, 12),
+    ("AdaiS", {}, 12),
     ("SGD", {}, 0),
     ("SGD", {"momentum": 0.9}, 4),
     ("SGDP", {}, 0),
@@ -50,7 +53,7 @@ def test_state_bytes(name: str, options: dict[str, Any], expected: int) -> None:
     assert state_bytes(name, options) == expected
 
 
-@pytest.mark.parametrize("name", ["AdamW", "AdamP", "AdamS", "AdamSPD"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "AdamP", "AdamS", "AdamSPD"])
 def test_amsgrad_adds_four(name: str) -> None:
     assert state_bytes(name, {"amsgrad": True}) == state_bytes(name, {}) + 4
 
