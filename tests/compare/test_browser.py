@@ -94,9 +94,10 @@ def test_it_prints(browser: Browser, page_file: Path) -> None:
     context.close()
 
 
-# Method names beside the axes of one figure that cover each other by more than a sliver.
-OVERLAPS = """() => [...document.querySelectorAll('figure svg')].flatMap(svg => {
-  const boxes = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+# Level texts of one figure that cover each other by more than a sliver (the boxes of slanted ones always do).
+OVERLAPS = r"""() => [...document.querySelectorAll('figure svg')].flatMap(svg => {
+  const level = [...svg.querySelectorAll('text')].filter(t => !/rotate\(-[1-9]/.test(t.getAttribute('transform')));
+  const boxes = level.map(text => [text.textContent, text.getBoundingClientRect()]);
   const found = [];
   boxes.forEach(([a, x], i) => boxes.slice(i + 1).forEach(([b, y]) => {
     const width = Math.min(x.right, y.right) - Math.max(x.left, y.left);

@@ -193,6 +193,16 @@ def test_what_was_equal_is_claimed_only_if_it_was_checked(make_run: MakeRun) -> 
 
 
 @no_figures
+def test_it_says_how_options_were_chosen(make_run: MakeRun) -> None:
+    methods = ["adamw", {"name": "adamp", "lr": 0.5}]
+    text = build(make_run("a", methods=methods, seeds=1)).by_id("fairness").text
+    assert "with equal effort" in text and "adamp ran with the options given" in text
+    other = {"task": "synthetic-spurious"}
+    text = build(make_run("b", methods=methods, seeds=1, config=other)).by_id("fairness").text
+    assert "No method was tuned on this task" in text
+
+
+@no_figures
 def test_markdown_holds_the_same_table(make_run: MakeRun) -> None:
     folder = make_run()
     table = read_table(build(folder), "headline")
