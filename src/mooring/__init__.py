@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mooring.optim import AdamS as AdamS
     from mooring.optim import AdamSPD as AdamSPD
     from mooring.optim import AdamW as AdamW
+    from mooring.optim import param_groups as param_groups
     from mooring.rules import BufferHorizonDecay as BufferHorizonDecay
     from mooring.rules import CoupledDecay as CoupledDecay
     from mooring.rules import DecoupledDecay as DecoupledDecay
@@ -40,8 +41,11 @@ _RULES = (
     "StableDecay",
     "TrustRatio",
 )
-_ROOMS = {**dict.fromkeys(_OPTIMIZERS, "mooring.optim"), **dict.fromkeys(_RULES, "mooring.rules")}
-__all__ = [*_OPTIMIZERS, *_RULES]
+_ROOMS = {
+    **dict.fromkeys((*_OPTIMIZERS, "param_groups"), "mooring.optim"),
+    **dict.fromkeys(_RULES, "mooring.rules"),
+}
+__all__ = [*_OPTIMIZERS, *_RULES, "param_groups"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,8 @@
 from mooring.optim.adamp import SGDP, AdamP
 from mooring.optim.adamw import AdamW
 from mooring.optim.composed import SGD, Adai, AdaiS, Adam
+from mooring.optim.groups import param_groups
 from mooring.optim.spd import SGDSPD, AdamSPD
 from mooring.optim.swd import SGDS, AdamS
 
-__all__ = ["SGD", "SGDP", "SGDS", "SGDSPD", "Adai", "AdaiS", "Adam", "AdamP", "AdamS", "AdamSPD", "AdamW"]
+__all__ = ["SGD", "SGDP", "SGDS", "SGDSPD", "Adai", "AdaiS", "Adam", "AdamP", "AdamS", "AdamSPD", "AdamW", "param_groups"]

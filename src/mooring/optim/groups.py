@@ -1,0 +1,174 @@
+"""Parameter groups by what a parameter is: which decay, which learning rate, which rows, which anchor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h|stages?|resblocks|layer_?(?=\d))\.?(\d+)(?:\.|$)")
+_INPUT = re.compile(r"(?:^|\.)(?:\w*embed\w*|wte|wpe|cls_token|stem|conv1|conv_stem)(?:\.|$)")
+
+
+class Kind(NamedTuple):
+    """What decides a parameter's group."""
+
+    decays: bool
+    embedding: bool
+    row_dim: int
+    anchor: str | None
+    layer: int | None
+
+
+class ParamGroups(list[dict[str, Any]]):
+    """Groups for an optimizer; printed, they are a table."""
+
+    def __repr__(self) -> str:
+        header = ("group", "tensors", "elements", "weight_decay", "lr", "row_dim", "delta", "anchor")
+        rows = [header]
+        for group in self:
+            elements = sum(p.numel() for _, p in group["params"])
+            shown = ("-" if name not in group else str(group[name]) for name in header[3:])
+            rows.append((group["name"], str(len(group["params"])), f"{elements:,}", *shown))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
+
+
+def param_groups(
+    model: nn.Module,
+    weight_decay: float | None = None,
+    *,
+    lr: float | None = None,
+    layer_decay: float | None = None,
+    head: str | Iterable[str] = (),
+    anchor: str | None = "capture",
+) -> ParamGroups:
+    """Sort a model's trainable parameters into groups.
+
+    - Tensors of fewer than two dimensions, and all parameters of normalisation layers (any class with ``norm`` in its
+      name), get ``weight_decay`` 0.
+    - Embeddings get ``delta`` 0: their rows are not projected.
+    - Transposed convolutions and GPT-2's ``Conv1D`` get ``row_dim`` 1, where they keep their output channels.
+    - Parameters under ``head`` get ``anchor`` None, LoRA factors ``"zero"``, all others ``anchor``.
+    - With ``layer_decay``, the learning rate of layer i of n is ``lr * layer_decay ** (n + 1 - i)``, the embeddings
+      being layer 0 and everything after the last layer, with the head, layer n + 1 (Clark et al., ICLR 2020).
+
+    Equal groups are merged and empty ones dropped; tied parameters appear once, under their first name. Options that
+    an optimizer does not have are ignored by it, so one set of groups serves all of them.
+
+    Args:
+        model: the module; parameters with ``requires_grad=False`` are left out.
+        weight_decay: for the parameters that decay; None leaves it to the optimizer, except for those that do not.
+        lr: learning rate of the last layer; needed with ``layer_decay``.
+        layer_decay: factor per layer, in (0, 1].
+        head: names, or prefixes of names, of new parameters without a pretrained value.
+        anchor: kind of anchor of all others.
+
+    Raises:
+        ValueError: for a head that names no parameter, ``layer_decay`` out of range or without ``lr``, or a model
+            without trainable parameters.
+
+    Example:
+        >>> import torch, mooring as mo
+        >>> body, head = torch.nn.Linear(8, 4), torch.nn.Linear(4, 2)
+        >>> model = torch.nn.Sequential(body, torch.nn.LayerNorm(4), head)
+        >>> groups = mo.param_groups(model, weight_decay=0.1, head="2")
+        >>> opt = mo.AdamSPD(groups, lr=1e-4)
+    """
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay!r}")
+    if layer_decay is not None and lr is None:
+        raise ValueError("lr must be given with layer_decay: each group's learning rate is computed from it")
+    heads = (head,) if isinstance(head, str) else tuple(head)
+    members = list(_owned(model))
+    if not members:
+        raise ValueError("model has no parameter with requires_grad=True")
+    for prefix in heads:
+        if not any(_under(name, prefix) for name, _, _ in members):
+            names = sorted({name.split(".")[0] for name, _, _ in members})
+            raise ValueError(f"head={prefix!r} names no trainable parameter; the model has {', '.join(names)}")
+
+    layers = {name: _layer(name) for name, _, _ in members}
+    last = 1 + max((n for n in layers.values() if n is not None), default=0)
+    by_kind: dict[Kind, list[tuple[str, Tensor]]] = {}
+    for name, p, owner in members:
+        is_head = any(_under(name, prefix) for prefix in heads)
+        layer = layers[name]
+        depth = None if layer_decay is None else last if is_head or layer is None else layer
+        kind = Kind(
+            decays=p.ndim >= 2 and "norm" not in type(owner).__name__.lower(),
+            embedding=isinstance(owner, _EMBEDDINGS),
+            row_dim=1 if isinstance(owner, _TRANSPOSED) or type(owner).__name__ == "Conv1D" else 0,
+            anchor=None if is_head else "zero" if anchor is not None and ".lora_" in f".{name}" else anchor,
+            layer=depth,
+        )
+        # Only tensors of two dimensions have rows, so vectors need not split a group for them.
+        kind = kind if p.ndim >= 2 else kind._replace(row_dim=0, embedding=False)
+        by_kind.setdefault(kind, []).append((name, p))
+    return ParamGroups(
+        _group(kind, params, weight_decay, lr, layer_decay, last)
+        for kind, params in sorted(by_kind.items(), key=lambda item: _place(item[0]))
+    )
+
+
+def _group(
+    kind: Kind,
+    params: list[tuple[str, Tensor]],
+    weight_decay: float | None,
+    lr: float | None,
+    layer_decay: float | None,
+    last: int,
+) -> dict[str, Any]:
+    group: dict[str, Any] = {"name": _title(kind), "params": params, "row_dim": kind.row_dim, "anchor": kind.anchor}
+    if not kind.decays:
+        group["weight_decay"] = 0.0
+    elif weight_decay is not None:
+        group["weight_decay"] = weight_decay
+    if kind.embedding:
+        group["delta"] = 0.0
+    if lr is not None:
+        group["lr"] = lr if layer_decay is None or kind.layer is None else lr * layer_decay ** (last - kind.layer)
+    return group
+
+
+def _title(kind: Kind) -> str:
+    words = ["embeddings" if kind.embedding else "weights" if kind.decays else "norms and biases"]
+    if kind.row_dim:
+        words.append("transposed")
+    if kind.anchor is None:
+        words.append("free")
+    elif kind.anchor == "zero":
+        words.append("anchored at zero")
+    if kind.layer is not None:
+        words.append(f"layer {kind.layer}")
+    return ", ".join(words)
+
+
+def _place(kind: Kind) -> tuple[Any, ...]:
+    return (kind.layer or 0, kind.anchor is None, not kind.embedding, not kind.decays, kind.row_dim, str(kind.anchor))
+
+
+def _owned(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module]]:
+    """(name, parameter, module that holds it) of every trainable parameter, each once."""
+    seen: set[Tensor] = set()
+    for prefix, module in model.named_modules():
+        for name, p in module.named_parameters(prefix, recurse=False):
+            if p.requires_grad and p not in seen:
+                seen.add(p)
+                yield name, p, module
+
+
+def _under(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def _layer(name: str) -> int | None:
+    """0 for what feeds the first layer, i + 1 for layer i, None for what comes after."""
+    found = _LAYER.search(name)
+    if found:
+        return int(found[1]) + 1
+    return 0 if _INPUT.search(name) else None
