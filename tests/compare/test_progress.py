@@ -46,10 +46,10 @@ def test_the_grid_the_bars_and_the_time_left() -> None:
     lines = text_of(screen).splitlines()
     assert lines[1].split() == ["adamw", "✓", "●", "·"]
     assert lines[2].split() == ["sgd", "✗", "·", "·"]
-    assert "adamw seed 1" in lines[3] and "150/300" in lines[3] and "OOD  80.0" in lines[3]
+    assert "adamw seed 1" in lines[4] and "150/300" in lines[4] and "OOD  80.0" in lines[4]
     # Three trials wait and half of one runs, on two processes, four seconds each.
     assert progress.remaining_seconds == 4.0 * 3.5 / 2
-    assert "2 of 6 trials" in lines[4] and "about 0:07 to go" in lines[4]
+    assert "2 of 6 trials" in lines[5] and "about 0:07 to go" in lines[5]
 
 
 def test_many_seeds_are_counted_where_they_do_not_fit() -> None:

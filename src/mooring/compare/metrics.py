@@ -62,8 +62,8 @@ class Metric:
 
 ID = Metric("id/accuracy", "ID accuracy", "ID")
 OOD = Metric("ood/accuracy", "OOD accuracy", "OOD")
-RETENTION = Metric("retention/accuracy", "retention", "Retention")
-DRIFT = Metric("drift/l2", "drift", "Drift", unit="number", better=None)
+RETENTION = Metric("retention/accuracy", "retention", "retention")
+DRIFT = Metric("drift/l2", "drift", "drift", unit="number", better=None)
 STEP = Metric("time/step_s", "time per step", "time/step", unit="seconds", better=None)
 UPDATE = Metric("time/step_update_s", "optimizer's part of a step", "update", unit="seconds", better=None)
 TRAIN_SECONDS = Metric("time/train_s", "training time", "training", unit="seconds", better=None)

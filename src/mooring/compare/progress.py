@@ -124,7 +124,7 @@ class LiveProgress(Progress):
 
     def render(self) -> RenderableType:
         """The present state; called by rich several times a second."""
-        parts: list[RenderableType] = [self._grid()]
+        parts: list[RenderableType] = [self._grid(), ""]
         if self.activities:
             parts.append(self._bars())
         parts.append(self._summary())
@@ -132,12 +132,12 @@ class LiveProgress(Progress):
 
     def _grid(self) -> RenderableType:
         name_width = max(map(len, self.methods))
-        fits = name_width + 8 + 3 * len(self.seeds) <= self.console.width
+        fits = name_width + sum(2 + len(str(seed)) for seed in self.seeds) <= self.console.width - 2
         table = Table(box=None, padding=(0, 1), pad_edge=False, show_header=fits)
-        table.add_column("", no_wrap=True)
+        table.add_column("seed" if fits else "", no_wrap=True, header_style="dim")
         if fits:
             for seed in self.seeds:
-                table.add_column(str(seed), justify="center", style="dim", header_style="dim")
+                table.add_column(str(seed), justify="center", header_style="dim")
         for method in self.methods:
             states = [self.state[method, seed] for seed in self.seeds]
             if fits:
@@ -161,7 +161,10 @@ class LiveProgress(Progress):
         table.add_column(justify="right", no_wrap=True)
         table.add_column(style="dim", overflow="ellipsis", no_wrap=True)
         for activity in list(self.activities.values()):  # drawn from another thread
-            bar = ProgressBar(total=max(1, activity.steps), completed=activity.step, width=20)
+            bar = ProgressBar(
+                total=max(1, activity.steps), completed=activity.step, width=20, complete_style="cyan",
+                finished_style="green",
+            )  # fmt: skip
             steps = f"{activity.step}/{activity.steps}" if activity.steps else ""
             table.add_row(activity.name, bar, steps, activity.note)
         return table

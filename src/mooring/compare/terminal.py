@@ -107,6 +107,4 @@ def _difference(cell: Cell, joint: str) -> Text:
     if not cell.difference:
         return Text("–", style="dim")
     arrow = _ARROWS.get(cell.difference[0], "") if cell.resolved else ""
-    text = Text(f"{arrow}{cell.difference}", style=_TONES[cell.tone])
-    text.append(f"{joint}{cell.interval}", style="dim")
-    return text
+    return Text.assemble((f"{arrow}{cell.difference}", _TONES[cell.tone]), (f"{joint}{cell.interval}", "dim"))
