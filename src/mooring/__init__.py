@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mooring.optim import AdamSPD as AdamSPD
     from mooring.optim import AdamW as AdamW
     from mooring.optim import param_groups as param_groups
+    from mooring.optim import wrap as wrap
     from mooring.rules import BufferHorizonDecay as BufferHorizonDecay
     from mooring.rules import CoupledDecay as CoupledDecay
     from mooring.rules import DecoupledDecay as DecoupledDecay
@@ -41,11 +42,12 @@ _RULES = (
     "StableDecay",
     "TrustRatio",
 )
+_HELPERS = ("param_groups", "wrap")
 _ROOMS = {
-    **dict.fromkeys((*_OPTIMIZERS, "param_groups"), "mooring.optim"),
+    **dict.fromkeys((*_OPTIMIZERS, *_HELPERS), "mooring.optim"),
     **dict.fromkeys(_RULES, "mooring.rules"),
 }
-__all__ = [*_OPTIMIZERS, *_RULES, "param_groups"]
+__all__ = [*_OPTIMIZERS, *_RULES, *_HELPERS]
 
 
 def __getattr__(name: str) -> Any:

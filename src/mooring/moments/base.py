@@ -46,6 +46,10 @@ class Moments:
         """Update the state in place and return u. ``grads`` and ``params`` are never written."""
         raise TypeError(f"{type(self).__name__} must define update")
 
+    def step_size(self, batch: Batch) -> Tensor:
+        """The coefficient of u before any rule, per tensor: the learning rate."""
+        return batch.option("lr")
+
     def scan(self, batches: list[Batch]) -> Tensor:
         """Gather what :meth:`stable_scale` needs, before anything is written; 0-dim, complete over all shards."""
         raise TypeError(f"{type(self).__name__} has nothing to scan")

@@ -6,5 +6,20 @@ from mooring.optim.composed import SGD, Adai, AdaiS, Adam
 from mooring.optim.groups import param_groups
 from mooring.optim.spd import SGDSPD, AdamSPD
 from mooring.optim.swd import SGDS, AdamS
+from mooring.optim.wrapped import wrap
 
-__all__ = ["SGD", "SGDP", "SGDS", "SGDSPD", "Adai", "AdaiS", "Adam", "AdamP", "AdamS", "AdamSPD", "AdamW", "param_groups"]
+__all__ = [
+    "SGD",
+    "SGDP",
+    "SGDS",
+    "SGDSPD",
+    "Adai",
+    "AdaiS",
+    "Adam",
+    "AdamP",
+    "AdamS",
+    "AdamSPD",
+    "AdamW",
+    "param_groups",
+    "wrap",
+]

@@ -204,7 +204,7 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)  # checkpoints of torch's optimizers and of older versions lack some
-        self._unanchored = {p for p, s in self.state.items() if "anchor" in s and not s["step"] > 0}
+        self._unanchored = {p for p, s in self.state.items() if "anchor" in s and not s.get("step", 1) > 0}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -260,7 +260,7 @@ class Optimizer(torch.optim.Optimizer):
             # A buffer without a count (torch's SGD keeps none) has seen at least one step.
             state["step"] = torch.tensor(float(saved.get("step", 1)), dtype=torch.float32)
             self._moments.loaded(state)
-        self._unanchored = {p for p, s in self.state.items() if "anchor" in s and not s["step"] > 0}
+        self._unanchored = {p for p, s in self.state.items() if "anchor" in s and not s.get("step", 1) > 0}
 
     # For people.
 

@@ -26,14 +26,7 @@ def compose(listed: Sequence[object], options: dict[str, Any], coupled: Rule, an
         TypeError: for something that is not a rule (a class that was not called, say).
         ValueError: for a wrong order, a rule listed twice, or two decays; the message holds the fix.
     """
-    rules: list[Rule] = []
-    for rule in listed:
-        if not isinstance(rule, Rule):
-            uncalled = isinstance(rule, type) and issubclass(rule, Rule)
-            hint = f"write {rule.__name__}()" if uncalled else "see mooring.rules"  # type: ignore[attr-defined]
-            raise TypeError(f"rules: expected rules, got {rule!r}; {hint}")
-        rules.append(rule)
-    _check_order(rules)
+    rules = in_order(listed)
     _check_decays(rules, options)
     if not any(isinstance(rule, Decay) for rule in rules):
         rules.insert(0, coupled)
@@ -49,13 +42,27 @@ def _names(rules: Sequence[Rule]) -> str:
     return "[" + ", ".join(f"{type(rule).__name__}(...)" for rule in rules) + "]"
 
 
-def _check_order(rules: Sequence[Rule]) -> None:
+def in_order(listed: Sequence[object]) -> list[Rule]:
+    """The rules of a list, checked for their kind and order.
+
+    Raises:
+        TypeError: for something that is not a rule.
+        ValueError: for a wrong order, or a rule listed twice.
+    """
+    rules: list[Rule] = []
+    for rule in listed:
+        if not isinstance(rule, Rule):
+            uncalled = isinstance(rule, type) and issubclass(rule, Rule)
+            hint = f"write {rule.__name__}()" if uncalled else "see mooring.rules"  # type: ignore[attr-defined]
+            raise TypeError(f"rules: expected rules, got {rule!r}; {hint}")
+        rules.append(rule)
     right = sorted(rules, key=lambda rule: rule.order)
     if list(rules) != right:
         raise ValueError(f"rules: list them as {_names(right)}, the order in which a step applies them")
     for a, b in pairwise(right):
         if type(a) is type(b) and not isinstance(a, Decay):
             raise ValueError(f"rules: {type(a).__name__} is listed twice; once is enough")
+    return rules
 
 
 def _check_decays(rules: Sequence[Rule], options: dict[str, Any]) -> None:

@@ -84,13 +84,19 @@ class Batch:
         )
         self.states: list[dict[str, Any]] = []
         self.steps: list[float] = []
+        # Where another optimizer has already moved the weights: what they were, in the compute type.
+        self.before: list[Tensor] | None = None
         self.scanned: Tensor | None = None
 
     def begin(self) -> None:
-        """Count the step. Weights are looked up again: hosts may have replaced their storage since the last one."""
-        self.params = self._local_params()
+        """Count the step."""
+        self.look_up()
         torch._foreach_add_([s["step"] for s in self.states], 1)
         self.steps = [float(s["step"]) for s in self.states]
+
+    def look_up(self) -> None:
+        """Find the weights again: hosts may have replaced their storage since the last step."""
+        self.params = self._local_params()
 
     def any_gradient(self) -> bool:
         """Whether any gradient of this batch differs from zero, on any process. Waits for the device."""
@@ -147,7 +153,7 @@ class Batch:
                 g = g.redistribute(placements=p.placements)  # type: ignore[attr-defined]
             grads.append(_real(local(g.detach())))
         grads = self.widen(grads)
-        return list(torch._foreach_neg(grads)) if self.group["maximize"] else grads
+        return list(torch._foreach_neg(grads)) if self.group.get("maximize", False) else grads
 
     def sums(self, tensors: Sequence[Tensor]) -> Tensor:
         """The sum of each tensor's elements over the fixed tree, (T,) float64; this process's part."""
@@ -191,11 +197,18 @@ class Batch:
         )
 
     def apply(self, move: Move, vectors: dict[str, TensorList]) -> None:
-        """``p <- p - (tau p + beta u + kappa d)``, and the momentum buffer where a rule rewrote it."""
+        """``p <- p - (tau p + beta u + kappa d)``, and the momentum buffer where a rule rewrote it.
+
+        Where u has been subtracted already, only the difference to it is, so a rule that does nothing changes no bit.
+        """
+        wide = vectors["p"]
+        if self.before is not None:
+            move.beta = move.beta - 1
+            wide = self.widen(self.params)
         terms = move.terms()
         if move.buffer is None and self.layout.one_each and self.rule_device.type == "cpu":
             lists = [(c.expand(len(self.params)).tolist(), vectors[letter]) for letter, c in terms]
-            self._subtract(self.params, vectors["p"], eager.displacement_lists(lists))
+            self._subtract(self.params, wide, eager.displacement_lists(lists))
             return
         for block in self.layout.blocks:
             matrices = {letter: self.layout.matrix(block, vectors[letter]) for letter, _ in terms}
@@ -206,7 +219,7 @@ class Batch:
                 radial = eager.displacement([(move.buffer[block.slices], weights)])
                 buffers = self.state("momentum_buffer")[block.tensors]
                 torch._foreach_sub_(buffers, self.layout.split(block, radial, self.params))
-            self._subtract(self.params[block.tensors], vectors["p"][block.tensors], s)
+            self._subtract(self.params[block.tensors], wide[block.tensors], s)
 
     def _subtract(self, stored: TensorList, wide: TensorList, s: TensorList) -> None:
         if stored[0].dtype == self.dtype:
@@ -216,7 +229,7 @@ class Batch:
 
     def vectors(self) -> dict[str, TensorList]:
         """The directions of the step that exist before the moments: g, p, and d where a rule needs it."""
-        params = self.widen(self.params)
+        params = self.widen(self.params) if self.before is None else self.before
         out: dict[str, TensorList] = {"g": self.gradients(), "p": params}
         if self.anchored:
             if self.group["anchor"] == "zero":

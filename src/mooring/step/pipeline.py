@@ -52,7 +52,7 @@ def observe_decide_apply(batch: Batch) -> Generator[Request, Tensor, None]:
         stacked = yield torch.stack(list(entries.values())), batch.row_groups
         entries = dict(zip(entries, stacked.unbind()))
 
-    x = batch.slices(entries, Move(beta=batch.layout.per_slice(batch.option("lr"))))
+    x = batch.slices(entries, Move(beta=batch.layout.per_slice(batch.moments.step_size(batch))))
     for rule in batch.rules:
         parts = rule.sums(x)
         totals: list[Tensor] = []

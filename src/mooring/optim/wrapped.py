@@ -1,0 +1,175 @@
+"""Rules on top of any torch optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from mooring.anchors import capture
+from mooring.moments.displacement import Displacement
+from mooring.optim.base import Optimizer
+from mooring.optim.compose import in_order
+from mooring.optim.plan import Plan
+from mooring.rules.decay import CoupledDecay, Decay
+from mooring.step.pipeline import take_step
+from mooring.step.rule import Rule
+
+
+def wrap(base: torch.optim.Optimizer, rules: Sequence[Rule], anchor: str | None = "capture") -> Wrapped:
+    """Apply rules to the step of any torch optimizer: Muon with selective projection, 8-bit Adam with an anchor.
+
+    The wrapped step is taken as it is; what it did, ``u = p_before - p_after``, is the update direction that the rules
+    see, with coefficient 1. Where a rule does nothing, the weights are the wrapped optimizer's to the bit.
+
+    ``wrap(torch.optim.Adam(params), [SelectiveProjection()])`` is :class:`mooring.AdamSPD` within rounding. Costs a
+    copy of the weights during the step, beside what the rules read.
+
+    Args:
+        base: the optimizer. Its groups, state and defaults are shared, not copied: one learning rate, one checkpoint.
+        rules: RadialProjection, TrustRatio, SelectiveProjection; a decay where ``base`` has no ``weight_decay`` itself.
+        anchor: where a rule needs one: ``"capture"``, ``"zero"`` or None.
+
+    Raises:
+        TypeError: if ``base`` is not a torch optimizer, or something in ``rules`` is not a rule.
+        ValueError: for rules that need what a finished step no longer shows: coupled and stable decay.
+
+    Example:
+        >>> import torch, mooring as mo
+        >>> model = torch.nn.Linear(8, 4, bias=False)
+        >>> base = torch.optim.Muon(model.parameters(), lr=0.02)
+        >>> opt = mo.wrap(base, rules=[mo.SelectiveProjection(1.0)])
+        >>> model(torch.ones(2, 8)).square().sum().backward()
+        >>> opt.step()
+    """
+    return Wrapped(base, rules, anchor)
+
+
+class Wrapped(Optimizer):
+    """What :func:`wrap` returns. Its checkpoints are the wrapped optimizer's, with the anchor in the state."""
+
+    base: torch.optim.Optimizer
+
+    def __init__(self, base: torch.optim.Optimizer, rules: Sequence[Rule], anchor: str | None) -> None:
+        if not isinstance(base, torch.optim.Optimizer):
+            raise TypeError(f"base must be a torch.optim.Optimizer, got {type(base).__name__}")
+        checked = in_order(rules)
+        name = type(base).__name__
+        for rule in checked:
+            if isinstance(rule, CoupledDecay) or rule.needs_stable_scale:
+                raise ValueError(
+                    f"rules: {type(rule).__name__} acts inside the moments, which a wrapped step no longer shows; "
+                    f"use the weight_decay of {name}, or a base of mooring's own"
+                )
+            if isinstance(rule, Decay) and any("weight_decay" in group for group in base.param_groups):
+                raise ValueError(
+                    f"rules: {name} has an option weight_decay itself; set it there and drop {type(rule).__name__}"
+                )
+        options: dict[str, Any] = {}
+        for rule in checked:
+            options = {**rule.options(), **options}
+        if any(rule.scope == "row" for rule in checked):
+            options["row_dim"] = 0
+        if any(rule.needs_anchor for rule in checked):
+            options["anchor"] = anchor
+        for option, value in options.items():
+            base.defaults.setdefault(option, value)
+            for group in base.param_groups:
+                group.setdefault(option, value)
+        self.__setstate__({"base": base, "_moments": Displacement(name), "_rules": tuple(checked)})
+        for group in self.param_groups:
+            self._check_group(group)
+
+    # One set of groups, one state: a scheduler that holds either optimizer changes both.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The wrapped optimizer's."""
+        return self.base.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The wrapped optimizer's."""
+        return self.base.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The wrapped optimizer's."""
+        return self.base.defaults
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        return {"base": self.base, "_moments": self._moments, "_rules": self._rules}
+
+    @override
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.base.add_param_group(param_group)
+        try:
+            self._check_group(self.param_groups[-1])
+        except ValueError:
+            del self.param_groups[-1]
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Let the wrapped optimizer take its step, then apply the rules to what it did.
+
+        Args:
+            closure: evaluates the loss and its gradients again; run once, with gradients enabled.
+
+        Returns:
+            What the closure returned, else None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._refuse_sparse()
+        plan = self._current_plan()
+        new = self._missing_anchors(plan)
+        self._capture_anchors(plan)
+        for batch in plan.batches:
+            batch.look_up()
+            batch.before = [p.to(batch.dtype, copy=True) for p in batch.params]
+        try:
+            self.base.step()
+            # Only now: most optimizers take a state that is not empty for one that they have made.
+            for p, (anchor, moves) in new.items():
+                self.state[p]["anchor"] = anchor
+                if not moves:
+                    self._unanchored.add(p)
+            for batch in plan.batches:
+                batch.states = [self.state[p] for p in batch.owners]
+            take_step(plan.batches)
+        finally:
+            for batch in plan.batches:
+                batch.before = None
+        return loss
+
+    def _missing_anchors(self, plan: Plan) -> dict[Tensor, tuple[Tensor, bool]]:
+        """Weights to become anchors after this step, and whether its learning rate lets it move them."""
+        new: dict[Tensor, tuple[Tensor, bool]] = {}
+        members = [member for batch in plan.batches for member in zip(batch.owners, batch.groups)]
+        for p, group in [*members, *plan.empty]:
+            state = self.state.get(p, {})
+            if group.get("anchor") != "capture" or "anchor" in state:
+                continue
+            if state and float(state.get("step", 1)) > 0:
+                raise RuntimeError(capture.MISSING.format(name=f"wrap({type(self.base).__name__})"))
+            moves = float(group["lr"]) != 0
+            new[p] = (p.detach().clone(memory_format=torch.preserve_format), moves)
+        return new
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this optimizer; the wrapped one's own ``load_state_dict`` does the work.
+
+        Raises:
+            ValueError: for a checkpoint from the middle of training that lacks the anchor. Nothing is loaded then.
+        """
+        self._check_anchors(state_dict)
+        self.base.load_state_dict(state_dict)
+        self._reset()
