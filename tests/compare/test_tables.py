@@ -58,7 +58,7 @@ def test_titles_of_all_keys() -> None:
     )}  # fmt: skip
     assert titles == {
         "id/accuracy": "ID accuracy",
-        "id_val/nll": "ID val NLL",
+        "id_val/nll": "ID validation NLL",
         "ood/ece": "OOD ECE",
         "ood.noise.2/accuracy": "OOD noise 2 accuracy",
         "drift/l2": "drift, l2",

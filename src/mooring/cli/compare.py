@@ -59,7 +59,10 @@ def run_report(path: Path, *, baseline: str | None, quiet: bool, as_json: bool) 
         content = config.model_dump(mode="json")
         content["compare"]["baseline"] = baseline
         config = build_config(content)
-    results = _finish(folder, config)
+    try:
+        results = _finish(folder, config)
+    except OSError as error:
+        raise ConfigError(f"cannot write the report in {str(path)!r}: {error.strerror or error}") from None
     _show(results, quiet=quiet, as_json=as_json)
     return FAILED if results.with_status("failed") else OK
 

@@ -266,9 +266,9 @@ def spread_rows(results: Results) -> list[SpreadRow]:
 def describe(key: str) -> Metric | None:
     """The metric of a key such as ``ood.noise.2/nll``; None for keys that are not about quality or drift."""
     split, _, name = key.rpartition("/")
-    words = " ".join(part.replace("_", " ") for part in split.split("."))
-    words = words.replace("ood ", "OOD ").replace("id", "ID", 1) if split.startswith(("id", "ood")) else words
-    words = "OOD" if split == "ood" else words
+    first, *rest = split.split(".")
+    known = {"id": "ID", "id_val": "ID validation", "ood": "OOD"}
+    words = " ".join([known.get(first, first), *(part.replace("_", " ") for part in rest)])
     if split == "drift":
         return Metric(key, f"drift, {name}", f"drift {name}", unit="number", better=None)
     if name in ("accuracy", "ece"):
