@@ -92,7 +92,7 @@ def check_table(table: dict[str, dict[str, PrintedCell]], results: Path, baselin
 def _arrow(cell: PrintedCell) -> str:
     if not cell.tone:
         return ""
-    return "▲" if cell.difference.startswith("+") else "▼"
+    return {"+": "▲", "−": "▼"}.get(cell.difference[0], "")
 
 
 def check_differences(

@@ -11,9 +11,15 @@ from typing import Any
 
 import pytest
 
+from mooring.compare.driver import SLOW_IMPORTS
 from mooring.compare.runner import Job, Listener, Outcome, Runner
 
 from . import runner_jobs as jobs
+
+
+def make_runner(limit: int) -> Runner:
+    # A process has one fork server, and the first runner says what it loads: other tests' trials need torch from it.
+    return Runner(limit, SLOW_IMPORTS)
 
 
 class Recorder(Listener):
@@ -52,7 +58,7 @@ def wait_for(condition: Any, seconds: float = 20.0) -> None:
 def test_events_arrive_in_order_and_a_good_job_leaves_no_file(tmp_path: Path) -> None:
     recorder = Recorder()
     output = tmp_path / "deep" / "output.txt"
-    outcomes = Runner(1).run([Job("a", jobs.report_twice, (4,), output)], recorder)
+    outcomes = make_runner(1).run([Job("a", jobs.report_twice, (4,), output)], recorder)
     assert recorder.events == [("a", {"event": "eval", "value": 4}), ("a", {"event": "eval", "value": 5})]
     assert recorder.order == ["starting a", "started a", "ended a"]
     assert outcomes["a"].error is None
@@ -67,7 +73,7 @@ def test_failures_and_deaths_are_outcomes_and_the_rest_goes_on(tmp_path: Path) -
         Job("refuses", jobs.refuse, (), tmp_path / "refuses.txt"),
         Job("good", jobs.report_twice, (1,), tmp_path / "good.txt"),
     ]
-    outcomes = Runner(2).run(made, Listener())
+    outcomes = make_runner(2).run(made, Listener())
     assert outcomes["fails"].error == "ValueError: this broke"
     assert "Traceback" in outcomes["fails"].details and "printed before the failure" in outcomes["fails"].details
     assert outcomes["dies"].error == "the trial's process was ended by SIGKILL (out of memory?) at step 7"
@@ -80,7 +86,7 @@ def test_failures_and_deaths_are_outcomes_and_the_rest_goes_on(tmp_path: Path) -
 
 def test_no_more_than_the_limit_run_at_once(tmp_path: Path) -> None:
     made = [Job(name, jobs.note_times, (tmp_path, name), tmp_path / f"{name}.txt") for name in "abcd"]
-    Runner(2).run(made, Listener())
+    make_runner(2).run(made, Listener())
     spans = [tuple(map(float, (tmp_path / name).read_text().split())) for name in "abcd"]
     most = max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans)
     assert most == 2
@@ -93,7 +99,7 @@ def test_an_interruption_ends_the_children_before_it_leaves(tmp_path: Path) -> N
 
     path = tmp_path / "pid"
     with pytest.raises(KeyboardInterrupt):
-        Runner(1).run([Job("waits", jobs.write_pid_and_wait, (path,), tmp_path / "out.txt")], Interrupts())
+        make_runner(1).run([Job("waits", jobs.write_pid_and_wait, (path,), tmp_path / "out.txt")], Interrupts())
     assert not alive(int(path.read_text()))
 
 
@@ -125,6 +131,6 @@ def test_children_end_when_the_parent_is_killed(tmp_path: Path) -> None:
 
 def test_steps_are_thinned_out_and_evaluations_are_not(tmp_path: Path) -> None:
     recorder = Recorder()
-    Runner(1).run([Job("a", jobs.many_steps, (), tmp_path / "out.txt")], recorder)
+    make_runner(1).run([Job("a", jobs.many_steps, (), tmp_path / "out.txt")], recorder)
     assert len(recorder.events) < 500
     assert recorder.events[-1] == ("a", {"event": "eval", "step": 5000})

@@ -84,3 +84,11 @@ def test_without_anything_to_compare(make_run: MakeRun) -> None:
     apart = [("adamw", 0), ("adamp", 1)]
     found = verdict(make_run, name="c", methods="adamw,adamp", seeds=2, missing=apart)
     assert "no method shares a finished seed with adamw" in found.sentence
+
+
+def test_a_resolved_difference_too_small_to_print_is_not_printed_as_nothing(make_run: MakeRun) -> None:
+    changes = {("adamw", s): {"drift/l2": 2.0 + s} for s in range(10)}
+    changes |= {("adamp", s): {"drift/l2": 2.001 + s + 1e-5 * s} for s in range(10)}
+    found = verdict(make_run, methods="adamw,adamp", changes=changes)
+    (text,) = [point.text for point in found.points if point.topic == "Drift"]
+    assert text == "adamp differs from adamw by less than is printed."

@@ -18,8 +18,8 @@ from mooring.finetune.spec import TrialSpec
 
 _PREPARATION = ".preparation"
 # torch imports its compiler when the first optimizer is built, which takes longer than most trials of a small task.
-_SLOW_IMPORTS = ("mooring.finetune.trial", "mooring.optim", "torch._dynamo")
-_SLOW_IMPORTS_OF_TASK = {"vision-fonts2digits": ("sklearn.datasets", "kornia.enhance", "kornia.geometry.transform")}
+SLOW_IMPORTS = ("mooring.finetune.trial", "mooring.optim", "torch._dynamo")
+SLOW_IMPORTS_OF_TASK = {"vision-fonts2digits": ("sklearn.datasets", "kornia.enhance", "kornia.geometry.transform")}
 
 
 class PreparationError(Exception):
@@ -52,7 +52,7 @@ def run_missing(folder: RunFolder, config: RunConfig, jobs: int, progress: Progr
     needed = {spec.seed for spec in missing} | {s for s in config.seeds if not folder.zero_shot_file(s).is_file()}
     if not needed:
         return Ran(done_before, 0, 0)
-    runner = Runner(jobs, (*_SLOW_IMPORTS, *_SLOW_IMPORTS_OF_TASK.get(config.task.name, ())))
+    runner = Runner(jobs, (*SLOW_IMPORTS, *SLOW_IMPORTS_OF_TASK.get(config.task.name, ())))
     _prepare(runner, folder, config, needed, progress)
     listener = _Trials(folder, missing, progress)
     runner.run(listener.jobs, listener)

@@ -14,6 +14,7 @@ from mooring.compare.metrics import Metric
 from mooring.compare.results import Results
 from mooring.compare.statistics import Comparison, Summary, compare_paired, separated_best, summarise
 
+_ARROWS = {"+": "▲", metrics.MINUS: "▼"}
 Tone = Literal["better", "worse", "different", ""]
 
 
@@ -42,6 +43,11 @@ class Cell:
     def resolved(self) -> bool:
         """Whether the difference to the baseline may be claimed."""
         return self.tone != ""
+
+    @property
+    def arrow(self) -> str:
+        """Where a resolved difference points; nothing if it rounds to nothing."""
+        return _ARROWS.get(self.difference[:1], "") if self.resolved else ""
 
 
 @dataclass(frozen=True)

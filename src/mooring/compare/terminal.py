@@ -16,7 +16,6 @@ from mooring.compare.tables import Cell, Row, Table, build_table, headline_metri
 from mooring.compare.verdict import judge
 
 _TONES = {"better": "green", "worse": "red", "different": "bold", "": ""}
-_ARROWS = {"+": "▲", "−": "▼"}
 
 
 def print_results(console: Console, results: Results) -> None:
@@ -106,5 +105,4 @@ def _differences(results: Results, table: Table, joint: str) -> Grid:
 def _difference(cell: Cell, joint: str) -> Text:
     if not cell.difference:
         return Text("–", style="dim")
-    arrow = _ARROWS.get(cell.difference[0], "") if cell.resolved else ""
-    return Text.assemble((f"{arrow}{cell.difference}", _TONES[cell.tone]), (f"{joint}{cell.interval}", "dim"))
+    return Text.assemble((f"{cell.arrow}{cell.difference}", _TONES[cell.tone]), (f"{joint}{cell.interval}", "dim"))

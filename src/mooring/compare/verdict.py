@@ -11,6 +11,9 @@ from mooring.compare.statistics import ALPHA, Comparison, compare_paired, smalle
 from mooring.compare.tables import best_method, show_interval, show_p
 
 
+_SIDES = {"+": "above", metrics.MINUS: "below"}
+
+
 @dataclass(frozen=True)
 class Point:
     """What is resolved on one further metric."""
@@ -73,8 +76,10 @@ def _findings(results: Results, metric: Metric) -> str:
     resolved = {method: comparison for method, comparison in found.items() if comparison.resolved}
     if not resolved:
         return f"no difference to {results.baseline} is resolved."
-    ordered = sorted(resolved, key=lambda method: -abs(resolved[method].difference.mean))
-    ordered.sort(key=lambda method: resolved[method].difference.mean < 0)
+    shown = {method: metric.show_difference(comparison.difference.mean) for method, comparison in resolved.items()}
+    tiny = [method for method, text in shown.items() if text[0] not in _SIDES]
+    ordered = [method for method in resolved if method not in tiny]
+    ordered.sort(key=lambda method: (resolved[method].difference.mean < 0, -abs(resolved[method].difference.mean)))
     unit = " points" if metric.unit == "percent" else ""
     parts = []
     for index, method in enumerate(ordered):
@@ -84,10 +89,14 @@ def _findings(results: Results, metric: Metric) -> str:
         interval = show_interval(metric, difference, signed=True)
         whole = f"{amount}{unit} {side} {results.baseline}" if index == 0 else f"{amount} {side}"
         parts.append(f"{method} {'is ' if index == 0 else ''}{whole} {interval}")
-    text = _names(parts)
+    clauses = [_names(parts)] if parts else []
+    if tiny:
+        verb = "differ" if len(tiny) > 1 else "differs"
+        clauses.append(f"{_names(tiny)} {verb} from {results.baseline} by less than is printed")
     rest = [method for method in found if method not in resolved]
     if rest:
-        text += f"; {_names(rest)} cannot be told from it"
+        clauses.append(f"{_names(rest)} cannot be told from {'it' if parts else results.baseline}")
+    text = "; ".join(clauses)
     winner = best_method(results, metric)
     if winner and len(results.labels) > 2:
         text += f". {winner} separates from every other method"
@@ -100,9 +109,9 @@ def _by_shift(results: Results) -> str:
     for kind in results.kinds:
         metric = metrics.shift(kind)
         for method, found in compare_paired(results.values(metric), results.baseline).items():
-            if found.resolved:
-                side = "above" if found.difference.mean > 0 else "below"
-                sides[method][side].append(f"{metric.short} ({metric.show_difference(found.difference.mean)})")
+            amount = metric.show_difference(found.difference.mean)
+            if found.resolved and amount[0] in _SIDES:
+                sides[method][_SIDES[amount[0]]].append(f"{metric.short} ({amount})")
     texts = []
     for method, by_side in sides.items():
         parts = [f"{side} {results.baseline} on {_names(kinds)}" for side, kinds in by_side.items() if kinds]
