@@ -10,7 +10,6 @@ from mooring.compare.results import Results
 from mooring.compare.statistics import ALPHA, Comparison, compare_paired, smallest_p
 from mooring.compare.tables import best_method, show_interval, show_p
 
-
 _SIDES = {"+": "above", metrics.MINUS: "below"}
 
 

@@ -59,7 +59,7 @@ def learning_curve(
         return None
     axes.set_xlim(0, 1.01 * max(end[0] for end in ends.values()))
     axes.set_xlabel("optimizer steps" if x == "step" else "seconds of training without evaluation, mean over seeds")
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     _limit(axes, starts, after_start, percent)
     margin_labels(axes, ends, look)
     texts = [f"{label} ends at {end[1]:.4g}" for label, end in ends.items()]

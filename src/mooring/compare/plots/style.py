@@ -101,6 +101,7 @@ def style() -> Iterator[None]:
         "ytick.labelsize": 8.5,
         "xtick.major.size": 0,
         "ytick.major.size": 0,
+        "ytick.minor.size": 0,
         "text.color": INK,
         "text.parse_math": False,  # a dollar in a label is a dollar
         "lines.linewidth": 1.7,
