@@ -51,7 +51,8 @@ def param_groups(
 
     - Tensors of fewer than two dimensions, and all parameters of normalisation layers (any class with ``norm`` in its
       name), get ``weight_decay`` 0.
-    - Embeddings get ``delta`` 0: their rows are not projected.
+    - Embeddings (also tokens and positions that a module with ``embed`` in its class's name holds) get ``delta`` 0:
+      their rows are not projected.
     - Transposed convolutions and GPT-2's ``Conv1D`` get ``row_dim`` 1, where they keep their output channels.
     - Parameters under ``head`` get ``anchor`` None, LoRA factors ``"zero"``, all others ``anchor``.
     - With ``layer_decay``, the learning rate of layer i of n is ``lr * layer_decay ** (n + 1 - i)``, the embeddings
@@ -101,7 +102,7 @@ def param_groups(
         depth = None if layer_decay is None else last if is_head or layer is None else layer
         kind = Kind(
             decays=p.ndim >= 2 and "norm" not in type(owner).__name__.lower(),
-            embedding=isinstance(owner, _EMBEDDINGS),
+            embedding=isinstance(owner, _EMBEDDINGS) or "embed" in type(owner).__name__.lower(),
             row_dim=1 if isinstance(owner, _TRANSPOSED) or type(owner).__name__ == "Conv1D" else 0,
             anchor=None if is_head else "zero" if anchor is not None and ".lora_" in f".{name}" else anchor,
             layer=depth,
