@@ -15,6 +15,8 @@ from mooring import __version__
 from mooring.finetune.methods import METHODS
 from mooring.finetune.tasks.registry import TASKS
 
+from tests.compare.conftest import make_run_in
+
 from .conftest import Mooring
 
 
@@ -28,6 +30,18 @@ def test_what_needs_no_torch_does_not_import_it(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_a_report_is_rebuilt_without_torch(tmp_path: Path) -> None:
+    folder = make_run_in(tmp_path / "run", methods="adamw,sgd", seeds=2)
+    code = (
+        "import sys; from mooring.cli import main; code = main(sys.argv[1:])\n"
+        "assert code == 0 and 'torch' not in sys.modules, code"
+    )
+    arguments = [sys.executable, "-c", code, "report", str(folder.path), "--quiet"]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{folder.path / 'report.html'}\n"
 
 
 def test_help_names_every_command_and_option(mooring: Mooring) -> None:
