@@ -14,7 +14,6 @@ import pytest
 from mooring import __version__
 from mooring.finetune.methods import METHODS
 from mooring.finetune.tasks.registry import TASKS
-
 from tests.compare.conftest import make_run_in
 
 from .conftest import Mooring
