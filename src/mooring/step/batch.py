@@ -84,6 +84,7 @@ class Batch:
         )
         self.states: list[dict[str, Any]] = []
         self.steps: list[float] = []
+        self._options: dict[str, tuple[list[Any], Tensor]] = {}
         # Where another optimizer has already moved the weights: what they were, in the compute type.
         self.before: list[Tensor] | None = None
         self.scanned: Tensor | None = None
@@ -132,8 +133,12 @@ class Batch:
         return [float(g[name]) for g in self.groups]
 
     def option(self, name: str) -> Tensor:
-        """A group option of every tensor, (T,) float64 where rules are evaluated."""
-        return option_vector([g[name] for g in self.groups], self.rule_device)
+        """A group option of every tensor, (T,) float64 where rules are evaluated; never to be written on."""
+        values = [g[name] for g in self.groups]
+        known = self._options.get(name)
+        if known is None or any(isinstance(v, Tensor) for v in values) or known[0] != values:
+            known = self._options[name] = values, option_vector(values, self.rule_device)
+        return known[1]
 
     def vector(self, values: Sequence[float], device: torch.device) -> Tensor:
         """Numbers, one per tensor, as float64 on a device."""
