@@ -32,9 +32,9 @@ def main():
     tokens = torch.randint(64, (256, 16))
     rows = [{"input_ids": row, "labels": (row[0] >= 32).long()} for row in tokens]
 
-    head = [p for name, p in model.named_parameters() if name.startswith("classifier.")]
-    body = [p for name, p in model.named_parameters() if not name.startswith("classifier.")]
-    optimizer = mo.AdamSPD([{"params": body}, {"params": head, "anchor": None}], lr=1e-3, strength=1.0)
+    groups = mo.param_groups(model, head="classifier")
+    print(groups)
+    optimizer = mo.AdamSPD(groups, lr=1e-3, strength=1.0)
     schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=3, num_training_steps=STEPS)
     print(optimizer)
 
@@ -43,7 +43,7 @@ def main():
     )
     Trainer(model=model, args=arguments, train_dataset=rows, optimizers=(optimizer, schedule)).train()
 
-    squares = [(p - optimizer.state[p]["anchor"]).square().sum() for p in body if p in optimizer.state]
+    squares = [(p - state["anchor"]).square().sum() for p, state in optimizer.state.items() if "anchor" in state]
     print(f"distance of the body from its pretrained weights: {torch.stack(squares).sum().sqrt():.4f}")
 
 
