@@ -1,5 +1,6 @@
 """Every Python block of README and docs runs, each on its own, as a reader would paste it into a new file; every YAML
-block is a configuration that `mooring compare` accepts.
+block is a configuration that `mooring compare` accepts, every
+`mooring` command one that its parser accepts.
 
 Blocks that import a trainer carry the marker `hosts`; blocks meant for torchrun start with a `# torchrun` line and run
 in a process group of one.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -78,3 +80,15 @@ def test_configuration_is_accepted(block: Block, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(block.code, encoding="utf-8")
     assert build_config(read_yaml(file)).trials()
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.code.splitlines()]
+    return [line for line in lines if line.startswith("mooring ")]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command_is_accepted(line: str) -> None:
+    from mooring.cli.app import app
+
+    app.parse_args(shlex.split(line, comments=True)[1:], exit_on_error=False, print_error=False)
