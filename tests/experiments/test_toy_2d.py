@@ -33,7 +33,8 @@ def run(method: type[torch.optim.Optimizer], momentum: float) -> tuple[float, fl
 
 
 @pytest.mark.parametrize(
-    ("momentum", "loss", "norm"), [(0.0, 0.0086, 1.02), (0.9, 0.0018, 2.93), (0.95, 0.0043, 5.67), (0.99, 0.0153, 27.87)]
+    ("momentum", "loss", "norm"),
+    [(0.0, 0.0086, 1.02), (0.9, 0.0018, 2.93), (0.95, 0.0043, 5.67), (0.99, 0.0153, 27.87)],
 )
 @pytest.mark.parametrize("method", [torch.optim.SGD, mo.SGD], ids=["torch", "mooring"])
 def test_momentum_without_projection(

@@ -1,7 +1,7 @@
-"""Two layers, one that the task needs and one that it does not: selective decay lets the first go and holds the second.
+"""Two layers, one that the task needs and one that it does not: selective decay lets the first go, holds the second.
 
-Anchor 0. The relevant layer's gradient is theta - t + noise with t = +-1, the irrelevant one's is pure noise. Compared at
-the same drift of the irrelevant layer, decoupled L2-SP pays for it in the relevant one.
+Anchor 0. The relevant layer's gradient is theta - t + noise with t = +-1, the irrelevant one's is pure noise.
+Compared at the same drift of the irrelevant layer, decoupled L2-SP pays for it in the relevant one.
 """
 
 from __future__ import annotations

@@ -28,14 +28,19 @@ class Scale:
     def __init__(self, shapes: Sequence[torch.Size]) -> None:
         self.largest = [torch.zeros(s, dtype=torch.float64) for s in shapes]
 
-    def see(self, grads: Sequence[Tensor | None]) -> None:
-        for largest, g in zip(self.largest, grads):
-            if g is not None:
-                torch.maximum(largest, g.double().abs(), out=largest)
+    def see(self, params: Sequence[Tensor], coupled_decay: float) -> None:
+        """The gradients of now, with the decay that the moments will find in them."""
+        for largest, p in zip(self.largest, params):
+            if p.grad is not None:
+                size = p.grad.double().abs() + coupled_decay * p.detach().double().abs()
+                torch.maximum(largest, size, out=largest)
 
-    def direction(self, j: int, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    def direction(self, j: int, state: dict[str, Any], group: dict[str, Any]) -> Any:
         """|u| <= largest |g| / denominator for Adam, largest |g| / (1 - momentum) for SGD (twice that for Nesterov)."""
         state = state.get("moments", state)
+        if "betas" in group and "amsgrad" not in group:
+            # Adai's u is a weighted mean of gradients, but 1 - pi, of size eps at least, is formed by subtraction.
+            return self.largest[j] / group["eps"]
         if "betas" not in group:
             return 2 * self.largest[j] / (1 - group["momentum"])
         v_hat = base.second_moment(state, {**group, "amsgrad": False})
@@ -44,7 +49,7 @@ class Scale:
 
 def step_bound(
     before: Tensor, after: Tensor, direction: Tensor, group: dict[str, Any], t: int, dtype: torch.dtype
-) -> Tensor:
+) -> Any:
     """How far a correct float32 step, stored in `dtype`, may be from the float64 one.
 
     The step s is formed in float32 and p - s is rounded once to float32 and once to the storage type: half a unit of

@@ -71,7 +71,7 @@ def test_momentum_one_divides_by_zero(name: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "dampening": 0.1}], ids=["no momentum", "dampening"])
 @pytest.mark.parametrize("name", ["SGD", "SGDS", "SGDSPD"])
 def test_nesterov_needs_momentum_and_no_dampening(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="(?i)nesterov.*momentum"):
+    with pytest.raises(ValueError, match=r"(?i)nesterov.*momentum"):
         BY_NAME[name].build([param()], nesterov=True, **options)
 
 
@@ -104,7 +104,7 @@ def test_sparse_gradients_without_names_are_refused_by_position(row: OptimizerRo
     embedding = nn.Embedding(5, 3, sparse=True)
     optimizer = row.build(embedding.parameters())
     embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises((RuntimeError, ValueError), match="sparse.*parameter 0"):
+    with pytest.raises((RuntimeError, ValueError), match=r"sparse.*parameter 0"):
         optimizer.step()
 
 
@@ -120,7 +120,11 @@ def test_complex_weights_are_refused_where_norms_are_needed(row: OptimizerRow) -
 @every_row
 def test_zero_is_a_value(row: OptimizerRow) -> None:
     """`value or default` would eat these."""
-    zeros = {k: 0.0 for k in ("weight_decay", "eps", "delta", "wd_ratio", "strength", "momentum") if k in row.reference.defaults}
+    zeros: dict[str, Any] = {
+        k: 0.0
+        for k in ("weight_decay", "eps", "delta", "wd_ratio", "strength", "momentum")
+        if k in row.reference.defaults
+    }
     optimizer = row.build([param()], lr=0.0, **zeros)
     for key, value in {**zeros, "lr": 0.0}.items():
         assert optimizer.param_groups[0][key] == value, key
@@ -134,6 +138,10 @@ def test_defaults_and_signatures_are_the_papers() -> None:
 
     expected = {
         "AdamW": "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, amsgrad=False, *, maximize=False",
+        "Adam": "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0, amsgrad=False, *, rules=(), nesterov=False, "
+        "anchor='capture', maximize=False",
+        "Adai": "lr, betas=(0.1, 0.99), eps=0.001, weight_decay=0, *, rules=(), anchor='capture', maximize=False",
+        "AdaiS": "lr, betas=(0.1, 0.99), eps=0.001, weight_decay=0, *, maximize=False",
         "SGD": "lr=0.001, momentum=0, dampening=0, weight_decay=0, nesterov=False, *, rules=(), anchor='capture', "
         "maximize=False",
         "AdamP": "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0, delta=0.1, wd_ratio=0.1, nesterov=False, *, "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,7 @@ def run(
     cuts: list[int],
     dtype: torch.dtype = torch.float32,
     steps: int = 4,
-    shapes: list[tuple[int, ...]] = SHAPES,
+    shapes: Sequence[tuple[int, ...]] = SHAPES,
 ) -> list[Tensor]:
     """The weights after a few steps, in the order of the shapes; `order` and `cuts` say how they are handed over."""
     generator = torch.Generator().manual_seed(12)
@@ -29,7 +32,7 @@ def run(
     handed = [params[i] for i in order]
     edges = [0, *cuts, len(handed)]
     variant = "momentum" if not row.adaptive else "default"
-    optimizer = row.build([{"params": handed[i:j]} for i, j in zip(edges, edges[1:])], variant)
+    optimizer = row.build([{"params": handed[i:j]} for i, j in pairwise(edges)], variant)
     for _ in range(steps):
         for p, g in zip(params, draw()):
             # A little of the weight itself, so that selective methods have something to select.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -203,7 +204,7 @@ def test_adams_does_not_care_how_parameters_are_grouped(amsgrad: bool) -> None:
         def build(net: nn.Module) -> torch.optim.Optimizer:
             params = list(net.parameters())
             edges = [0, *cut, len(params)]
-            groups = [{"params": params[i:j]} for i, j in zip(edges, edges[1:])]
+            groups = [{"params": params[i:j]} for i, j in pairwise(edges)]
             return mo.AdamS(groups, lr=1e-2, weight_decay=5e-3, amsgrad=amsgrad)
 
         return build
@@ -218,9 +219,12 @@ def test_adams_mean_covers_every_element_of_every_group() -> None:
     """Two tensors of different size and scale in two groups; the second has no decay and still counts."""
     x, y = nn.Parameter(torch.ones(2, dtype=DOUBLE)), nn.Parameter(torch.ones(3, 2, dtype=DOUBLE))
     x.grad, y.grad = torch.full_like(x, 4.0), torch.full_like(y, 1.0)
-    mo.AdamS([{"params": [x]}, {"params": [y], "weight_decay": 0.0}], lr=0.1, weight_decay=0.5).step()
+    groups: list[dict[str, Any]] = [{"params": [x]}, {"params": [y], "weight_decay": 0.0}]
+    mo.AdamS(groups, lr=0.1, weight_decay=0.5).step()
     v_bar = (2 * 16 + 6 * 1) / 8
-    torch.testing.assert_close(x.detach(), torch.full_like(x, 1 - 0.1 * 0.5 / math.sqrt(v_bar) - 0.1), rtol=1e-8, atol=0)
+    torch.testing.assert_close(
+        x.detach(), torch.full_like(x, 1 - 0.1 * 0.5 / math.sqrt(v_bar) - 0.1), rtol=1e-8, atol=0
+    )
     torch.testing.assert_close(y.detach(), torch.full_like(y, 1 - 0.1), rtol=1e-8, atol=0)
 
 

@@ -65,7 +65,8 @@ class AdamP(Projecting):
         adam_moments(g, state, group)
         u, projected = self.project(adam_direction(g, state, group), theta, g, group)
         rho = group["wd_ratio"] if projected else 1
-        return theta - capped(lr * group["weight_decay"] * rho) * theta - lr * u
+        new: Tensor = theta - capped(lr * group["weight_decay"] * rho) * theta - lr * u
+        return new
 
 
 class SGDP(Projecting):
@@ -83,4 +84,5 @@ class SGDP(Projecting):
         if group["project_buffer"] and not group["nesterov"]:
             state["buffer"] = u
         rho = group["wd_ratio"] if projected else 1
-        return theta - capped(lr * group["weight_decay"] * rho / (1 - mu)) * theta - lr * u
+        new: Tensor = theta - capped(lr * group["weight_decay"] * rho / (1 - mu)) * theta - lr * u
+        return new

@@ -24,6 +24,8 @@ class Reference:
     """Loops over groups and parameters; a method overrides `step_one`, or `step` if it needs all of them at once."""
 
     defaults: ClassVar[dict[str, Any]] = {}
+    coupled: ClassVar[bool] = False
+    """Whether weight_decay is a part of the gradient that the moments see."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self.groups: list[Group] = []
@@ -31,7 +33,9 @@ class Reference:
             unknown = set(group) - set(self.defaults) - {"params"}
             if unknown:
                 raise TypeError(f"{type(self).__name__} knows no {sorted(unknown)}")
-            copies = [p.detach().to(torch.float64).clone(memory_format=torch.contiguous_format) for p in group["params"]]
+            copies = [
+                p.detach().to(torch.float64).clone(memory_format=torch.contiguous_format) for p in group["params"]
+            ]
             self.groups.append({**self.defaults, **group, "params": copies})
         self.states: list[list[State]] = [[{} for _ in group["params"]] for group in self.groups]
         self.branches: Counter[str] = Counter()
@@ -119,14 +123,33 @@ class AdamW(Reference):
         lr = group["lr"]
         adam_moments(g, state, group)
         theta = theta - capped(lr * group["weight_decay"]) * theta
-        return theta - lr * adam_direction(g, state, group)
+        new: Tensor = theta - lr * adam_direction(g, state, group)
+        return new
+
+
+class Adam(Reference):
+    """torch's Adam: the decay is a part of the gradient."""
+
+    coupled = True
+    defaults: ClassVar[dict[str, Any]] = {
+        "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "nesterov": False,
+        "maximize": False,
+    }  # fmt: skip
+
+    def step_one(self, theta: Tensor, g: Tensor, state: State, group: Group) -> Tensor:
+        coupled = g + group["weight_decay"] * theta
+        adam_moments(coupled, state, group)
+        new: Tensor = theta - group["lr"] * adam_direction(coupled, state, group)
+        return new
 
 
 class SGD(Reference):
+    coupled = True
     defaults: ClassVar[dict[str, Any]] = {
         "lr": 1e-3, "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": False,
     }  # fmt: skip
 
     def step_one(self, theta: Tensor, g: Tensor, state: State, group: Group) -> Tensor:
         coupled = g + group["weight_decay"] * theta
-        return theta - group["lr"] * sgd_direction(coupled, state, group)
+        new: Tensor = theta - group["lr"] * sgd_direction(coupled, state, group)
+        return new

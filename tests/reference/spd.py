@@ -10,8 +10,27 @@ from torch import Tensor
 from tests.reference.base import Group, Reference, State, adam_direction, adam_moments, capped, dot, norm, sgd_direction
 
 
-class Selective(Reference):
-    """Decay toward the anchor, then the step, then the selective contraction; shared by both."""
+class Contracting(Reference):
+    """The selective contraction itself."""
+
+    def contract(self, theta: Tensor, after: Tensor, a: Tensor, g: Tensor, group: Group) -> Tensor:
+        """From `theta` the plain step leads to `after`; the new weights."""
+        c = -dot(g, theta - a)
+        before_radius, after_radius = norm(theta - a), norm(after - a)
+        scale = norm(g) * before_radius
+        if scale > 0:
+            self.margins.append(abs(c) / scale)
+        if not c < 0 or after_radius == 0:
+            self.branches["inactive"] += 1
+            return after
+        r = max(0.0, after_radius - before_radius) / after_radius
+        self.branches["contracted" if r > 0 else "active, not moving away"] += 1
+        new: Tensor = after - group["strength"] * r * (after - a)
+        return new
+
+
+class Selective(Contracting):
+    """Decay toward the anchor, then the step, then the contraction; shared by both."""
 
     def move(self, theta: Tensor, g: Tensor, u: Tensor, state: State, group: Group) -> Tensor:
         """The new weights, u being the plain optimizer's direction."""
@@ -23,19 +42,10 @@ class Selective(Reference):
         a = state.get("anchor")
         if a is None:
             # Either a free group (decayed as AdamW decays: there is no pretrained value to return to), or lr is 0.
-            return theta - capped(lr * group["weight_decay"]) * theta - lr * u
+            new: Tensor = theta - capped(lr * group["weight_decay"]) * theta - lr * u
+            return new
         after = theta - capped(lr * group["weight_decay"]) * (theta - a) - lr * u
-        c = -dot(g, theta - a)
-        before_radius, after_radius = norm(theta - a), norm(after - a)
-        scale = norm(g) * before_radius
-        if scale > 0:
-            self.margins.append(abs(c) / scale)
-        if not c < 0 or after_radius == 0:
-            self.branches["inactive"] += 1
-            return after
-        r = max(0.0, after_radius - before_radius) / after_radius
-        self.branches["contracted" if r > 0 else "active, not moving away"] += 1
-        return after - group["strength"] * r * (after - a)
+        return self.contract(theta, after, a, g, group)
 
 
 class AdamSPD(Selective):

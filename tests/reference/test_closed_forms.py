@@ -60,7 +60,9 @@ def test_sgd_is_torchs(options: dict[str, Any]) -> None:
     check_against_torch(base.SGD, torch.optim.SGD, options)
 
 
-def check_against_torch(mine: type[base.Reference], theirs: type[torch.optim.Optimizer], options: dict[str, Any]) -> None:
+def check_against_torch(
+    mine: type[base.Reference], theirs: type[torch.optim.Optimizer], options: dict[str, Any]
+) -> None:
     start, grads = sequence()
     params = [torch.nn.Parameter(p.clone()) for p in start]
     optimizer = theirs(params, lr=0.01, **options)  # type: ignore[call-arg]
