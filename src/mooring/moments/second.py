@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from mooring.kernels.eager import row_sums
 from mooring.moments.base import Moments
+from mooring.step.scalars import on_device
 from mooring.step.shards import all_sum
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class SecondMoment(Moments):
             means.append((new / corrections).to(device, non_blocking=True))
         # In the order of the parameters, so that the way they were batched does not change a bit.
         order = [i for b in batches for i in b.positions]
-        by_position = torch.cat(means)[torch.tensor(sorted(range(len(order)), key=order.__getitem__)).to(device)]
+        place = on_device(sorted(range(len(order)), key=order.__getitem__), device, torch.int64)
+        by_position = torch.cat(means)[place]
         return row_sums(by_position.unsqueeze(0))[0] / max(sum(n for b in batches for n in b.global_numels), 1)
 
     def _new_sums(self, batch: Batch) -> Tensor:

@@ -16,9 +16,9 @@ def host_value(value: Any) -> float | None:
     return float(value)
 
 
-def on_device(values: Sequence[float], device: torch.device) -> Tensor:
-    """A float64 vector on ``device``; on CUDA the copy goes through pinned memory, so the host does not wait."""
-    vector = torch.tensor(values, dtype=torch.float64)
+def on_device(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Numbers as a vector on ``device``; on CUDA the copy goes through pinned memory, so the host does not wait."""
+    vector = torch.tensor(values, dtype=dtype)
     if device.type == "cuda":
         return vector.pin_memory().to(device, non_blocking=True)
     return vector.to(device)
