@@ -80,8 +80,8 @@ class SecondMoment(Moments):
             means.append((new / corrections).to(device, non_blocking=True))
         # In the order of the parameters, so that the way they were batched does not change a bit.
         order = [i for b in batches for i in b.positions]
-        place = on_device(sorted(range(len(order)), key=order.__getitem__), device, torch.int64)
-        by_position = torch.cat(means)[place]
+        place = sorted(range(len(order)), key=lambda i: order[i])
+        by_position = torch.cat(means)[on_device(place, device, torch.int64)]
         return row_sums(by_position.unsqueeze(0))[0] / max(sum(n for b in batches for n in b.global_numels), 1)
 
     def _new_sums(self, batch: Batch) -> Tensor:
