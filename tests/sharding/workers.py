@@ -143,9 +143,7 @@ def checkpoint(name: str, variant: str, full_state: bool) -> dict[str, Any]:
 def checkpoints() -> dict[str, dict[str, Any]]:
     """All rows, sharded and gathered checkpoints, in one start of the processes."""
     return {
-        f"{row.name}, {'gathered' if full_state else 'sharded'}": checkpoint(
-            row.name, "default" if row.adaptive else "momentum", full_state
-        )
+        f"{row.name}, {'gathered' if full_state else 'sharded'}": checkpoint(row.name, row.remembering, full_state)
         for row in ROWS
         for full_state in (False, True)
     }
