@@ -10,20 +10,6 @@ from tests.sharding.processes import run
 pytestmark = pytest.mark.sharding
 
 
-@pytest.fixture(scope="module")
-def followed() -> dict[str, tuple[float, int]]:
-    """Row and variant -> relative displacement error against one process, and the most collectives of one step."""
-    results = run("tests.sharding.workers:every_row", ranks=2, steps=25)
-    assert results[0] == results[1]  # every rank saw the same full weights
-    return {name: (error, calls) for name, (error, calls) in results[0].items()}
-
-
-def test_every_optimizer_follows_the_single_process(followed: dict[str, tuple[float, int]]) -> None:
-    errors = {name: error for name, (error, _) in followed.items()}
-    print("\n".join(f"{name}: {error:.1e}, {calls} collectives" for name, (error, calls) in followed.items()))
-    assert {name: e for name, e in errors.items() if not e <= 1e-10} == {}
-
-
 # What asks the network for sums: the scan for the mean of v, the projection's test, the contraction's radius.
 STAGES = {
     "AdamW": "",
@@ -43,10 +29,15 @@ STAGES = {
 SWITCHED_OFF = {"delta 0": "projection", "strength 0": "contraction", "anchor none": "contraction"}
 
 
-def test_collectives_per_step(followed: dict[str, tuple[float, int]]) -> None:
-    """None for pointwise recipes, one for each stage that depends on sums over processes, never more than three."""
+def test_every_optimizer_follows_the_single_process() -> None:
+    """The same step, and for each stage that depends on sums over processes one collective; never more than three."""
+    results = run("tests.sharding.workers:every_row", ranks=2, steps=25)
+    assert results[0] == results[1]  # every rank saw the same full weights
     assert set(STAGES) == set(BY_NAME)
-    for name, (_, calls) in followed.items():
+    for name, (error, calls) in results[0].items():
+        print(f"{name}: {error:.1e}, {calls} collectives")
+    for name, (error, calls) in results[0].items():
+        assert error <= 1e-10, name
         method, variant = name.split(", ", 1)
         stages = set(STAGES[method].split()) - {SWITCHED_OFF.get(variant)}
         assert calls == len(stages) <= 3, name

@@ -51,10 +51,11 @@ def shard(model: Net) -> Net:
 
 
 def full(x: torch.Tensor) -> torch.Tensor:
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    whole: torch.Tensor = x.full_tensor() if isinstance(x, DTensor) else x
+    return whole
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, steps: int) -> None:
+def train(model: Net, optimizer: torch.optim.Optimizer, first: int, steps: int) -> None:
     sign = -1 if optimizer.defaults["maximize"] else 1  # climb a bounded hill, not an unbounded loss
     for step in range(first, first + steps):
         generator = torch.Generator().manual_seed(step)
