@@ -32,7 +32,7 @@ from tests.reference.base import (
 
 
 class Composition(Projecting):
-    """Options beside the moments' own: `decay` (coupled, decoupled, stable), `toward`, `project`, `trust`, `strength`."""
+    """Options beside the moments': `decay` (coupled, decoupled, stable), `toward`, `project`, `trust`, `strength`."""
 
     defaults: ClassVar[dict[str, Any]] = {
         "base": "adam", "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "nesterov": False,
