@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,7 +51,12 @@ def make_net(seed: int = 0, dtype: torch.dtype = torch.float64) -> TinyNet:
 
 def batch(t: int) -> tuple[Tensor, Tensor]:
     """Batch number t: noise around a rule, so that gradients stay noisy."""
-    generator = torch.Generator().manual_seed(1000 + t % BATCHES)
+    return _batch(t % BATCHES)
+
+
+@cache
+def _batch(index: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1000 + index)
     words = torch.randint(0, VOCABULARY - 1, (8, 4), generator=generator)
     noise = torch.randn(8, 2, generator=generator, dtype=torch.float64)
     target = torch.stack([(words[:, 0] > 2).double(), (words.sum(1) % 3).double() - 1], dim=1)
