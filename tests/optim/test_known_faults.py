@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp._common_utils import _set_fsdp_flattened
 
 import mooring as mo
 from tests.optim.table import BY_NAME, OptimizerRow, adam_rows, anchored_rows, every_row
@@ -75,6 +76,22 @@ def test_eps_does_not_underflow_into_nan(name: str, dtype: torch.dtype) -> None:
         optimizer.step()
     for x in (p, q, r):
         assert torch.isfinite(x).all()
+
+
+@every_row
+def test_flat_shards_do_not_lose_their_method_silently(row: OptimizerRow) -> None:
+    """FSDP version 1 turns weights into 1-D pieces, which would take every step as vectors do: no projection, local
+    norms, a mean per shard. Methods that need no sums serve them; the others refuse.
+    """
+    p = ones(12)
+    _set_fsdp_flattened(p)
+    if row.scope == "pointwise":
+        optimizer = row.build([p])
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    else:
+        with pytest.raises(ValueError, match=r"parameter 0.*FSDP version 1.*fully_shard"):
+            row.build([p])
 
 
 def test_one_zero_row_does_not_stop_the_row_view() -> None:

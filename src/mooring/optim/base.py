@@ -86,6 +86,13 @@ class Optimizer(torch.optim.Optimizer):
                     f"params: {self._name(group, i)} is complex, and {by_sums[0]} is defined for real weights; "
                     "give it to AdamW or SGD"
                 )
+            # FSDP version 1 hands out flat pieces: rows, norms and the mean of a whole tensor cannot be seen in them.
+            if getattr(p, "_fsdp_flattened", False) and (by_sums or self._moments.scans):
+                reader = by_sums[0] if by_sums else "stable weight decay"
+                raise ValueError(
+                    f"params: {self._name(group, i)} is a flat shard of FSDP version 1, which hides the shapes and "
+                    f"sums that {reader} reads; use fully_shard (FSDP2)"
+                )
 
     @staticmethod
     def _name(group: dict[str, Any], i: int) -> str:
