@@ -261,3 +261,81 @@ def test_a_yaml_file_with_everything_in_it(mooring: Mooring, tmp_path: Path) -> 
     assert code == 0
     again = read_results(tmp_path / "again" / "results.csv")
     assert again["fast"][4]["ood/accuracy"] == rows["fast"][4]["ood/accuracy"]
+
+
+RECIPES = Path(__file__).parents[2] / "examples" / "recipes.yaml"
+TINY = ("--task", "synthetic-spurious", "--steps", "6", "--seeds", "1")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_recipes_are_compared_and_named_everywhere(mooring: Mooring, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code, out, err = mooring("compare", RECIPES, *TINY, "--output-dir", folder)
+    assert code == 0, err
+    labels = [
+        method["label"]
+        for method in yaml.safe_load((folder / "config.resolved.yaml").read_text())["compare"]["methods"]
+    ]
+    assert "projection+stable+spd" in labels and "nadam+spd" in labels
+    assert set(read_results(folder / "results.csv")) == {"zero-shot", *labels}
+    page = read_page(folder / "report.html")
+    rows = {row.find("th").text: row.find("td", "text").text for row in page.by_id("methods").find_all("tr")[1:]}
+    markdown = (folder / "report.md").read_text()
+    assert set(rows) == set(labels)
+    for label, stages in {
+        "adamw": ("adam(", "decoupled decay(weight_decay=0.00049, toward zero)"),
+        "projection+stable+spd": ("adam(", "radial projection(", "stable decay(", "selective projection("),
+        "lamb": ("adam(", "decoupled decay(", "trust ratio"),
+        "l2-sp": ("coupled decay(weight_decay=0.01, toward anchor)", "momentum("),
+        "nadam+spd": ("step of NAdam", "selective projection("),
+    }.items():
+        assert label in out and f"| {label} |" in markdown
+        places = [rows[label].index(stage) for stage in stages]
+        assert places == sorted(places), (label, rows[label])
+    assert "rules=[DecoupledDecay(0.01), TrustRatio()]" in page.by_id("methods").text
+    found = json.loads(mooring("report", folder, "--json")[1])["methods"]["nadam+spd"]
+    assert found["optimizer"] == "wrap(torch.optim:NAdam(lr=0.001), rules=[SelectiveProjection(1.0)])"
+    assert found["pipeline"] == ["step of NAdam", "selective projection(strength=1, anchor=capture)", "step"]
+
+    before = finals(folder)
+    code, _, err = mooring("compare", folder / "config.resolved.yaml", "--output-dir", folder)
+    assert code == 0 and f"{len(labels)} of {len(labels)} trials are finished already" in err
+    assert finals(folder) == before
+    command = page.by_id("reproduce").find("code").text
+    assert command == "mooring compare config.resolved.yaml"
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_recipes_in_a_file_stand_among_the_methods_of_the_command_line(mooring: Mooring, tmp_path: Path) -> None:
+    (tmp_path / "spd.yaml").write_text("name: adam\nlr: 1e-3\nlabel: mine\nrules: [{SelectiveProjection: 1.0}]\n")
+    (tmp_path / "two.yml").write_text("- sgd\n- {wrap: adamp, label: outer, rules: [TrustRatio]}\n")
+    arguments = ("compare", *TINY, "--methods", "adamw,spd.yaml,two.yml", "--output-dir", "run")
+    code, _, err = mooring(*arguments)
+    assert code == 0, err
+    assert set(finals(tmp_path / "run")) == {f"trials/{name}/seed_0" for name in ("adamw", "mine", "sgd", "outer")}
+
+    # A rule is part of what a trial is: the folder is not continued with another.
+    (tmp_path / "spd.yaml").write_text("name: adam\nlr: 1e-3\nlabel: mine\nrules: [{SelectiveProjection: 0.5}]\n")
+    code, _, err = mooring(*arguments)
+    assert code == 2
+    assert (
+        "method 'mine' is mooring:Adam(lr=0.001, rules=[SelectiveProjection(1.0)]) there, "
+        "mooring:Adam(lr=0.001, rules=[SelectiveProjection(0.5)]) asked (give it a new label)"
+    ) in err
+
+
+def test_rules_in_a_wrong_order_are_said_before_any_trial(mooring: Mooring, tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("{name: adam, label: mine, rules: [SelectiveProjection, RadialProjection]}")
+    code, out, err = mooring("compare", *TINY, "--methods", "adamw,wrong.yaml", "--output-dir", "run")
+    assert (code, out) == (2, "")
+    assert "mooring: method 'mine': mooring:Adam refused" in err
+    assert "list them as [RadialProjection(...), SelectiveProjection(...)]" in err and "Traceback" not in err
+    assert not (tmp_path / "run" / "trials").exists()
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_rules_that_fight_are_announced(mooring: Mooring, tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text("{name: adam, label: odd, rules: [DecoupledDecay: 0.1, SelectiveProjection: 1]}")
+    code, _, err = mooring("compare", *TINY, "--methods", "odd.yaml")
+    assert code == 0, err
+    assert "method 'odd': DecoupledDecay pulls the weights to zero while SelectiveProjection holds them" in err

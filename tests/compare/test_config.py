@@ -140,3 +140,42 @@ def test_labels_become_folder_names() -> None:
     assert slug_of("AdamW lr=5e-3/β") == "adamw-lr=5e-3"
     assert slug_of("../../etc") == "etc"
     assert slug_of("…") == "method"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("missing.yaml", None, "there is no file 'missing.yaml'"),
+        ("whole.yaml", "compare: {seeds: 3}", "is a whole configuration; a file among the methods holds methods alone"),
+        ("empty.yaml", "", "must hold a method or a list of methods, not None"),
+        ("none.yaml", "[]", "holds no method"),
+        ("number.yml", "[3]", "must hold a method or a list of methods, not 3"),
+        ("bad.yaml", "rules: [", "is not valid YAML"),
+        ("fine.yaml[lr=1]", None, "options in brackets go with a name; write them in the file"),
+        ("rule.yaml", "{name: adam, rules: [TrustRation]}", "unknown rule 'TrustRation' (did you mean 'TrustRatio'?)"),
+    ],
+)
+def test_a_bad_file_among_the_methods(
+    name: str, text: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path(name).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        build_config({"compare": {"methods": f"adamw,{name}"}})
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_recipes_read_back_from_the_resolved_file(tmp_path: Path) -> None:
+    rules = ["RadialProjection", {"StableDecay": {"weight_decay": 5e-4, "toward": "anchor"}}]
+    methods = [
+        "adamw",
+        {"name": "adam", "lr": 1e-3, "label": "mine", "rules": rules},
+        {"wrap": "torch.optim:NAdam", "rules": [{"SelectiveProjection": 1.0}]},
+    ]
+    config = build_config({"compare": {"methods": methods}})
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert build_config(read_yaml(path)) == config
+    assert config.labels == ("adamw", "mine", "NAdam+SelectiveProjection")
+    assert len({trial.key() for trial in config.trials()}) == 30

@@ -50,8 +50,8 @@ def compare(
 
     Args:
         config: A YAML file with the sections task, train and compare; options given here win over it.
-        methods: Names separated by commas; also torch.optim:NAdam, any module:Class, and options as in
-            adamp[lr=0.001,label=slow]. [default: adamw,sgd,adamp,adams,adamspd]
+        methods: Names separated by commas; also torch.optim:NAdam, any module:Class, options as in
+            adamp[lr=0.001,label=slow], and YAML files with recipes. [default: adamw,sgd,adamp,adams,adamspd]
         seeds: How many (10), which (0,3,7), or from-to (10-19). [default: 10]
         steps: Optimizer steps per trial. [default: 300]
         task: What to fine-tune on; see mooring tasks. [default: vision-fonts2digits]

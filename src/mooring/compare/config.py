@@ -40,7 +40,8 @@ class CompareSpec(_Section):
     """Which methods, over which seeds, against which baseline.
 
     Attributes:
-        methods: Names of built-in methods, ``module:Class``, or mappings (``{name: adamp, lr: 1e-3, label: slow}``).
+        methods: Names of built-in methods, ``module:Class``, or mappings (``{name: adamp, lr: 1e-3, label: slow}``),
+            recipes among them: ``{name: adam, lr: 1e-3, rules: [RadialProjection, {StableDecay: 5e-4}]}``.
         seeds: A number (that many, from 0), a list, or text such as ``"0,3,7"`` or ``"10-19"``.
         baseline: The label of the method that the others are compared to; ``adamw`` if it runs, else the first.
     """
@@ -138,13 +139,22 @@ def slug_of(label: str) -> str:
 
 
 def split_methods(text: str) -> list[Any]:
-    """``"adamw,adamp[lr=1e-3,label=slow]"`` as the list a YAML file would hold; options stand in brackets."""
+    """``"adamw,adamp[lr=1e-3,label=slow],recipe.yaml"`` as the list a YAML file would hold.
+
+    Options stand in brackets. A YAML file holds one method, or a list of them.
+
+    Raises:
+        ValueError: Something cannot be read.
+    """
     found: list[Any] = []
     for item in re.findall(r"[^,\[\]]+(?:\[[^\]]*\])?|[\[\]]", text):
         name, bracket, inside = item.strip().partition("[")
         if not name:
             if bracket:
                 raise ValueError(f"cannot read the methods {text!r}: write options as name[lr=0.001,weight_decay=0]")
+            continue
+        if name.endswith((".yaml", ".yml")):
+            found += _methods_in(Path(name), bracket)
             continue
         if not bracket:
             found.append(name)
@@ -159,6 +169,27 @@ def split_methods(text: str) -> list[Any]:
     if not found:
         raise ValueError(f"no method in {text!r}; write names separated by commas, as in adamw,adamp")
     return found
+
+
+def _methods_in(path: Path, bracket: str) -> list[Any]:
+    if bracket:
+        raise ValueError(f"{str(path)!r}: options in brackets go with a name; write them in the file")
+    try:
+        content = load_yaml(path)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    methods = content if isinstance(content, list) else [content]
+    for method in methods:
+        if not isinstance(method, (str, dict)):
+            raise ValueError(f"{str(path)!r} must hold a method or a list of methods, not {method!r}")
+        if isinstance(method, dict) and set(method) & set(RunConfig.sections):
+            raise ValueError(
+                f"{str(path)!r} is a whole configuration; a file among the methods holds methods alone, "
+                f"and this one is read by: mooring compare {path}"
+            )
+    if not methods:
+        raise ValueError(f"{str(path)!r} holds no method")
+    return methods
 
 
 def read_seeds(value: Any) -> tuple[int, ...]:
@@ -212,6 +243,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: There is no such file, it is not YAML, or not a mapping.
     """
+    data = load_yaml(path)
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{str(path)!r} must hold the sections task, train and compare, not {type(data).__name__}")
+    return data
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        ConfigError: There is no such file, or it is not YAML.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -220,16 +265,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error}") from None
     try:
-        data = yaml.load(text, _Loader)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{str(path)!r}{place} is not valid YAML: {getattr(error, 'problem', error)}") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigError(f"{str(path)!r} must hold the sections task, train and compare, not {type(data).__name__}")
-    return data
 
 
 def build_config(*layers: Mapping[str, Any], source: str = "") -> RunConfig:

@@ -39,11 +39,13 @@ MARKDOWN = "report.md"
 
 @dataclass(frozen=True)
 class MethodCard:
-    """How one method was configured."""
+    """How one method was configured, and what its step does in order."""
 
     label: str
     optimizer: str
     options: str
+    rules: str
+    pipeline: str
     description: str
     paper: str
 
@@ -122,10 +124,20 @@ def _cards(results: Results) -> list[MethodCard]:
     known = {info.spec.optimizer: info for info in METHODS.values()}
     cards = []
     for method in results.config.compare.methods:
-        info = known.get(method.optimizer)
-        options = ", ".join(f"{key}={value!r}" for key, value in method.options.items()) or "the class's defaults"
-        description, paper = (info.description, info.paper) if info else ("", "")
-        cards.append(MethodCard(method.label, method.optimizer.replace(":", "."), options, description, paper))
+        info = known.get(method.optimizer) if not method.rules else None  # a recipe is not what its base alone is
+        optimizer = method.optimizer.replace(":", ".")
+        cards.append(
+            MethodCard(
+                label=method.label,
+                optimizer=f"wrap({optimizer})" if method.wrap else optimizer,
+                options=", ".join(f"{key}={value!r}" for key, value in method.options.items())
+                or "the class's defaults",
+                rules=f"rules=[{method.rules_text}]" if method.rules else "",
+                pipeline=" → ".join(results.pipeline(method.label)),
+                description=info.description if info else "",
+                paper=info.paper if info else "",
+            )
+        )
     return cards
 
 

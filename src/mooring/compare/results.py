@@ -119,6 +119,15 @@ class Results:
                 for row in csv.DictReader(file)
             ]
 
+    def pipeline(self, label: str) -> list[str]:
+        """What a step of one method does, in order, as its trials recorded it; empty before any has begun."""
+        for trial in self.trials:
+            path = trial.folder / "provenance.json"
+            if trial.method == label and path.is_file():
+                stages: list[str] = json.loads(path.read_text(encoding="utf-8")).get("pipeline", [])
+                return stages
+        return []
+
     def shared_starts(self) -> bool:
         """Whether all finished trials of a seed recorded the same checksum of the pretrained weights."""
         seen: dict[int, set[str]] = {}

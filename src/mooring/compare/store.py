@@ -204,15 +204,9 @@ def differences(stored: RunConfig, asked: RunConfig) -> list[str]:
     known = {slug_of(method.label): method for method in stored.compare.methods}
     for method in asked.compare.methods:
         other = known.get(slug_of(method.label))
-        if other and (other.optimizer, other.options) != (method.optimizer, method.options):
-            found.append(
-                f"method {method.label!r} is {_short(other)} there, {_short(method)} asked (give it a new label)"
-            )
+        if other and other.model_copy(update={"label": method.label}) != method:
+            found.append(f"method {method.label!r} is {other} there, {method} asked (give it a new label)")
     return found
-
-
-def _short(method: Any) -> str:
-    return f"{method.optimizer}({', '.join(f'{key}={value!r}' for key, value in method.options.items())})"
 
 
 def _union(stored: RunConfig, asked: RunConfig) -> RunConfig:

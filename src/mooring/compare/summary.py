@@ -21,6 +21,7 @@ def summary(results: Results) -> dict[str, Any]:
         if metric.unit != "seconds"
     }
     verdict = judge(results)
+    written = {method.label: str(method) for method in results.config.compare.methods}
     return {
         "folder": str(results.folder.path),
         "task": results.config.task.name,
@@ -36,6 +37,8 @@ def summary(results: Results) -> dict[str, Any]:
         },
         "methods": {
             label: {
+                "optimizer": written[label],
+                "pipeline": results.pipeline(label),
                 "finished": len(results.values(metrics.ID)[label]),
                 "failed": [t.seed for t in results.with_status("failed") if t.method == label],
                 "metrics": {

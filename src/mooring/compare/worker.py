@@ -87,11 +87,12 @@ def _throttled(events: connection.Connection) -> Report:
 
 
 def check_methods(methods: list[Any], report: Report) -> None:
-    """Build every optimizer once over a tiny model; a wrong class or option is an error that names it."""
+    """Build every optimizer once over a tiny model; a wrong class, option or recipe is an error that names it."""
     from mooring.finetune.optimizers import check_method
 
     for method in methods:
-        check_method(method)
+        for warning in check_method(method):
+            report({"event": "message", "text": warning})
 
 
 def start(task: Any, index: int, seeds: dict[int, Path], report: Report) -> None:

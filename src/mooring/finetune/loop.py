@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from mooring.finetune.data import Split, batches
 from mooring.finetune.errors import TrialError
-from mooring.finetune.optimizers import build_optimizer, needs_closure
+from mooring.finetune.optimizers import needs_closure
 from mooring.finetune.seeds import generator
 from mooring.finetune.spec import TrialSpec
 
@@ -39,9 +39,10 @@ class Progress:
 def train(
     spec: TrialSpec,
     model: nn.Module,
+    optimizer: torch.optim.Optimizer,
     examples: Split,
     between_steps: Callable[[Progress], None],
-) -> tuple[torch.optim.Optimizer, Progress]:
+) -> Progress:
     """Fine-tune the model in place; ``between_steps`` is called before the first step and after every step.
 
     Batch normalization stays in train mode. The order of the examples depends on the seed alone, not on the method.
@@ -49,7 +50,6 @@ def train(
     Raises:
         TrialError: The loss is not finite, or the optimizer's step raised.
     """
-    optimizer = build_optimizer(spec.method, model)
     full_lr = [float(group["lr"]) for group in optimizer.param_groups]
     order = batches(len(examples), spec.train.batch_size, spec.train.steps, generator("order", spec.seed))
     progress = Progress(lr=full_lr[0] * spec.train.lr_factor(0))
@@ -61,7 +61,7 @@ def train(
         progress.lr = float(optimizer.param_groups[0]["lr"])
         _step(spec, model, optimizer, examples.rows(rows.to(examples.labels.device)), progress)
         between_steps(progress)
-    return optimizer, progress
+    return progress
 
 
 def _set_lr(group: dict[str, object], lr: float) -> None:

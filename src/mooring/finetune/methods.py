@@ -25,15 +25,15 @@ splits hold are ID test images under other seeds: with these defaults only ``lat
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
+from mooring import _RULES as RULES
 from mooring.finetune.errors import SpecError, suggestion
-from mooring.finetune.spec import MethodSpec
+from mooring.finetune.spec import MODULE_CLASS, MethodSpec
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,11 @@ METHODS: dict[str, MethodInfo] = {
     ),
 }
 
-_MODULE_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+BASES = {"adam": "Adam", "sgd": "SGD", "adai": "Adai"}
+"""The names under which a recipe may call the classes of mooring that take rules."""
+
+DECAYS = tuple(rule for rule in RULES if rule.endswith("Decay"))
+"""The rules that bring a ``weight_decay`` of their own."""
 
 
 def resolve(request: str | Mapping[str, Any] | MethodSpec) -> MethodSpec:
@@ -183,7 +187,8 @@ def resolve(request: str | Mapping[str, Any] | MethodSpec) -> MethodSpec:
 
     Accepted are a built-in name (``"adamp"``; case does not matter), a class (``"torch.optim:NAdam"``), a mapping with
     a built-in ``name`` and options that override its defaults (``{"name": "adamp", "lr": 1e-3}``), and a mapping with
-    an ``optimizer`` class, ``options`` and a ``label``.
+    an ``optimizer`` class, ``options`` and a ``label``. A mapping may hold ``rules`` too, see `MethodSpec`; then
+    ``name`` may also be ``adam`` or ``adai``, and ``wrap`` in place of ``optimizer`` puts them on any optimizer's step.
 
     Raises:
         SpecError: The request is none of these; the message says what is wrong and what would be right.
@@ -195,34 +200,59 @@ def resolve(request: str | Mapping[str, Any] | MethodSpec) -> MethodSpec:
     if not isinstance(request, Mapping):
         raise SpecError(f"a method is a name, 'module:Class' or a mapping, not {request!r}")
     fields = dict(request)
+    wrap = fields.pop("wrap", False)
+    if not isinstance(wrap, bool):  # the short form: wrap: torch.optim:NAdam
+        if {"name", "optimizer"} & set(fields):
+            raise SpecError(f"'wrap' already names the optimizer: got {wrap!r} beside 'name' or 'optimizer'")
+        fields["optimizer"], wrap = wrap, True
     if ("name" in fields) == ("optimizer" in fields):
         raise SpecError(
             f"a method's mapping holds either 'name' (one of {', '.join(METHODS)}) or 'optimizer' ('module:Class'), "
             f"got the keys {sorted(map(str, fields))}"
         )
-    base = _named(str(fields.pop("name") if "name" in fields else fields.pop("optimizer")))
-    label = fields.pop("label", base.label)
+    recipe, rules = "rules" in fields, fields.pop("rules", ())
+    base = _named(str(fields.pop("name") if "name" in fields else fields.pop("optimizer")), recipe)
+    label = fields.pop("label", _label(base.label, rules))
     nested = fields.pop("options", {})
     if not isinstance(nested, Mapping):
-        raise SpecError(f"method {base.label!r}: 'options' must be a mapping of keyword arguments, not {nested!r}")
+        raise SpecError(f"method {label!r}: 'options' must be a mapping of keyword arguments, not {nested!r}")
     twice = sorted(set(nested) & set(fields))
     if twice:
-        raise SpecError(f"method {base.label!r}: {twice} given both directly and under 'options'")
+        raise SpecError(f"method {label!r}: {twice} given both directly and under 'options'")
+    defaults = dict(base.options)
+    if not wrap and _rule_names(rules) & set(DECAYS):
+        defaults.pop("weight_decay", None)  # a listed decay takes the place of the method's own, as in the library
+    options = {**defaults, **nested, **fields}
     try:
-        return MethodSpec(label=label, optimizer=base.optimizer, options={**base.options, **nested, **fields})
+        return MethodSpec(label=label, optimizer=base.optimizer, options=options, rules=rules, wrap=wrap)
     except ValidationError as error:
         reasons = "; ".join(str(item["msg"]).removeprefix("Value error, ") for item in error.errors())
-        raise SpecError(f"method {base.label!r}: {reasons}") from None
+        raise SpecError(f"method {label!r}: {reasons}") from None
 
 
-def _named(name: str) -> MethodSpec:
+def _rule_names(rules: Any) -> set[str]:
+    """The names in a list of rules that need not be right yet."""
+    items = rules if isinstance(rules, (list, tuple)) else ()
+    return {name for item in items for name in (item if isinstance(item, Mapping) else [item]) if isinstance(name, str)}
+
+
+def _label(base: str, rules: Any) -> str:
+    items = rules if isinstance(rules, (list, tuple)) else ()
+    names = (next(iter(item), "") if isinstance(item, Mapping) else item for item in items)
+    return "+".join([base, *(str(name).rpartition(":")[2] for name in names)])
+
+
+def _named(name: str, recipe: bool = False) -> MethodSpec:
     if ":" in name:
-        if not _MODULE_CLASS.fullmatch(name):
+        if not MODULE_CLASS.fullmatch(name):
             raise SpecError(f"method {name!r} is not of the form 'module:Class', for example 'torch.optim:NAdam'")
         return MethodSpec(label=name.partition(":")[2], optimizer=name)
     if name.lower() in METHODS:
         return METHODS[name.lower()].spec
+    if recipe and name.lower() in BASES:
+        return MethodSpec(label=name.lower(), optimizer=f"mooring:{BASES[name.lower()]}")
+    known = [*METHODS, *(base for base in BASES if recipe and base not in METHODS)]
     raise SpecError(
-        f"unknown method {name!r}{suggestion(name, METHODS)}; the methods are {', '.join(METHODS)}, "
+        f"unknown method {name!r}{suggestion(name, known)}; the methods are {', '.join(known)}, "
         "or give a class as 'module:Class', for example 'torch.optim:NAdam'"
     )

@@ -2,67 +2,84 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
+import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from mooring.finetune.errors import SpecError, suggestion
+from mooring.finetune.importing import load
+from mooring.finetune.rules import check_takes_rules, recipe_optimizer
 from mooring.finetune.spec import MethodSpec
+from mooring.optim.base import Optimizer
 
 
 def load_class(method: MethodSpec) -> type[torch.optim.Optimizer]:
     """Import the optimizer class of a method; a module in the working folder is found too."""
-    module_name, _, class_name = method.optimizer.partition(":")
-    added = str(Path.cwd())
-    sys.path.append(added)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise SpecError(f"method {method.label!r}: module {module_name!r} cannot be imported: {error}") from error
-    finally:
-        sys.path.remove(added)
-    try:
-        found = getattr(module, class_name)
-    except AttributeError:
-        near = suggestion(class_name, dir(module))
-        raise SpecError(f"method {method.label!r}: module {module_name!r} has no {class_name!r}{near}") from None
+    found = load(method.optimizer, f"method {method.label!r}")
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise SpecError(f"method {method.label!r}: {method.optimizer!r} is not a subclass of torch.optim.Optimizer")
     return found
 
 
 def build_optimizer(method: MethodSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer over the model's parameters, with their names where the class takes names."""
+    """Build the optimizer over the model's parameters, with their names where the class takes names.
+
+    Raises:
+        SpecError: The class or a rule cannot be found, or refuses its options.
+    """
     cls = load_class(method)
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in method.options.items()
     }
     _check_names(method, cls)
+    check_takes_rules(method, cls)
+
+    def build(params: Any) -> torch.optim.Optimizer:
+        return recipe_optimizer(method, cls, params, options) if method.rules else cls(params, **options)
+
     try:
-        optimizer = cls(model.named_parameters(), **options)
+        optimizer = build(model.named_parameters())
+    except SpecError:
+        raise
     except Exception:
         # A class that looks into its parameters before torch's constructor does may not know (name, parameter) pairs.
         # What is wrong with the options, if that was it, is said by the second attempt.
         try:
-            optimizer = cls(model.parameters(), **options)
+            optimizer = build(model.parameters())
         except Exception as error:
-            raise SpecError(
-                f"method {method.label!r}: {method.optimizer} refused {_written(options)}: {error}"
-            ) from error
+            raise SpecError(f"method {method.label!r}: {_refused(method, options)}: {error}") from error
     if not all("lr" in group for group in optimizer.param_groups):
         raise SpecError(f"method {method.label!r}: {method.optimizer} keeps no 'lr' in its groups to schedule")
+    if method.wrap and needs_closure(optimizer.base):  # type: ignore[attr-defined]
+        raise SpecError(f"method {method.label!r}: {method.optimizer} cannot be wrapped, its step needs a closure")
     return optimizer
 
 
-def check_method(method: MethodSpec) -> None:
-    """Build the optimizer over a tiny model, so that a wrong option is found before any trial starts."""
-    build_optimizer(method, nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+def pipeline(optimizer: torch.optim.Optimizer) -> list[str]:
+    """The stages of one step in order, as ``print(optimizer)`` shows them; for a foreign optimizer its step is one."""
+    if isinstance(optimizer, Optimizer):
+        return optimizer.stages()
+    return [f"step of {type(optimizer).__name__}"]
+
+
+def check_method(method: MethodSpec) -> list[str]:
+    """Build the optimizer over a tiny model, so that a wrong option is found before any trial starts.
+
+    Returns:
+        What the optimizer warned of, with the method's label: rules that work against each other.
+
+    Raises:
+        SpecError: see `build_optimizer`.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build_optimizer(method, nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    texts = dict.fromkeys(str(one.message) for one in caught if one.category is UserWarning)
+    return [f"method {method.label!r}: {text}" for text in texts]
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
@@ -90,14 +107,18 @@ def _check_names(method: MethodSpec, cls: type[torch.optim.Optimizer]) -> None:
     parameters = list(inspect.signature(cls).parameters.values())
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return
-    known = [parameter.name for parameter in parameters[1:]]
+    known = [parameter.name for parameter in parameters[1:] if parameter.name != "rules"]
     for name in method.options:
-        if name not in known:
+        if name not in known and not (method.wrap and name == "anchor"):
             raise SpecError(
                 f"method {method.label!r}: {method.optimizer} has no option {name!r}{suggestion(name, known)}; "
                 f"its options are {', '.join(known)}"
             )
 
 
-def _written(options: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in options.items()) or "its defaults"
+def _refused(method: MethodSpec, options: dict[str, Any]) -> str:
+    written = [f"{name}={value!r}" for name, value in options.items()]
+    if method.rules:
+        written.append(f"rules=[{method.rules_text}]")
+    who = f"wrap({method.optimizer})" if method.wrap else method.optimizer
+    return f"{who} refused {', '.join(written) or 'its defaults'}"

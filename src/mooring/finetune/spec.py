@@ -6,17 +6,28 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from mooring import _RULES as RULES
+from mooring.finetune.errors import suggestion
 from mooring.finetune.tasks.registry import task_info
 
 RESULT_VERSION = 1
 """Part of every trial's key. Raise it when a change to this package changes what a trial computes, so that a folder
 of finished trials is never continued with trials that mean something else."""
 
-_OPTIMIZER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+MODULE_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class _Spec(BaseModel):
@@ -25,33 +36,104 @@ class _Spec(BaseModel):
 
 
 class MethodSpec(_Spec):
-    """An optimizer class and the keyword arguments it is built with.
+    """An optimizer class, the keyword arguments it is built with, and what rules are put on its step.
 
     Attributes:
         label: The name under which results are shown; it does not enter the trial's key.
         optimizer: ``"mooring:AdamP"``, ``"torch.optim:NAdam"`` or any importable ``"module:Class"``.
         options: The keyword arguments of the class, ``lr`` among them. Lists reach the optimizer as tuples.
+        rules: The recipe, in order: each ``{"StableDecay": {"weight_decay": 5e-4}}``, with a number or a word in place
+            of the inner mapping ``{"StableDecay": 5e-4}``, its first argument. A name is one of mooring's rules or the
+            ``"module:Class"`` of one's own.
+        wrap: The rules act on the step of ``optimizer`` from outside, as `mooring.wrap` does, instead of being handed
+            to its class as ``rules``.
     """
 
     label: str = Field(min_length=1)
     optimizer: str
     options: dict[str, Any] = {}
+    rules: tuple[dict[str, Any], ...] = ()
+    wrap: bool = False
 
     @field_validator("optimizer")
     @classmethod
     def _module_and_class(cls, value: str) -> str:
-        if not _OPTIMIZER.fullmatch(value):
+        if not MODULE_CLASS.fullmatch(value):
             raise ValueError(f"{value!r} is not of the form 'module:Class', for example 'torch.optim:NAdam'")
         return value
 
     @field_validator("options")
     @classmethod
     def _plain_data(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"options must be plain numbers, strings, booleans or lists: {error}") from None
+        if "rules" in value:
+            raise ValueError("'rules' stands beside 'options', not in it")
+        plain: dict[str, Any] = _plain("options", value)
         return plain
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _rules_by_name(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"rules must be a list, one item for each rule, not {value!r}")
+        return tuple(_rule(item) for item in value)
+
+    @model_validator(mode="after")
+    def _something_to_wrap_with(self) -> MethodSpec:
+        if self.wrap and not self.rules:
+            raise ValueError("wrap puts rules on an optimizer's step; list them under 'rules', or write optimizer")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A method without rules is written, and hashed, as it was before there were any: its trials stay finished.
+        content: dict[str, Any] = handler(self)
+        return {name: value for name, value in content.items() if name not in ("rules", "wrap") or value}
+
+    def __str__(self) -> str:
+        """The method as Python would write it: ``mooring:Adam(lr=0.001, rules=[StableDecay(0.0005)])``."""
+        options = [f"{name}={value!r}" for name, value in self.options.items()]
+        rules = [f"rules=[{self.rules_text}]"] if self.rules else []
+        if self.wrap:
+            return f"wrap({self.optimizer}({', '.join(options)}), {', '.join(rules)})"
+        return f"{self.optimizer}({', '.join(options + rules)})"
+
+    @property
+    def rules_text(self) -> str:
+        """The rules as Python would write them, without brackets."""
+        return ", ".join(_rule_text(name, arguments) for rule in self.rules for name, arguments in rule.items())
+
+
+def _plain(what: str, value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be plain numbers, strings, booleans or lists: {error}") from None
+
+
+def _rule(item: Any) -> dict[str, Any]:
+    """``"RadialProjection"``, ``{"StableDecay": 5e-4}`` or ``{"StableDecay": {"weight_decay": 5e-4}}``, checked."""
+    if isinstance(item, str):
+        item = {item: None}
+    if not isinstance(item, Mapping) or len(item) != 1:
+        raise ValueError(
+            "a rule is a name, or one name with its options as in {StableDecay: {weight_decay: 0.0005}}, "
+            f"not {item!r}"
+        )
+    ((name, arguments),) = item.items()
+    if not isinstance(name, str) or (name not in RULES and not MODULE_CLASS.fullmatch(name)):
+        raise ValueError(
+            f"unknown rule {name!r}{suggestion(str(name), RULES)}; the rules are {', '.join(RULES)}, or a class of "
+            "your own as 'module:Class'"
+        )
+    if isinstance(arguments, (list, tuple)):
+        raise ValueError(f"rule {name!r}: give its options by name, as in {{{name}: {{option: value}}}}")
+    return {name: _plain(f"the options of rule {name!r}", {} if arguments is None else arguments)}
+
+
+def _rule_text(name: str, arguments: Any) -> str:
+    if not isinstance(arguments, dict):
+        return f"{name}({arguments!r})"
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
 
 
 class TaskSpec(_Spec):

@@ -22,7 +22,7 @@ from mooring.finetune.evaluate import evaluation_splits, predict
 from mooring.finetune.files import write_atomic, write_json, write_jsonl, write_text
 from mooring.finetune.loop import Progress, train
 from mooring.finetune.metrics import Prediction, save_predictions, summarize
-from mooring.finetune.optimizers import state_bytes
+from mooring.finetune.optimizers import build_optimizer, pipeline, state_bytes
 from mooring.finetune.seeds import own_global_rng, threads
 from mooring.finetune.spec import TrialSpec
 from mooring.finetune.tasks.starts import Start, load_start
@@ -59,8 +59,9 @@ def run_trial(spec: TrialSpec, folder: Path, report: Callable[[dict[str, Any]], 
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
     ):
         start = load_start(spec.task, spec.seed, report)
-        write_json(folder / "provenance.json", _provenance(start))
-        return _Trial(spec, folder, report, start, device).run()
+        trial = _Trial(spec, folder, report, start, device)
+        write_json(folder / "provenance.json", _provenance(start, trial.optimizer))
+        return trial.run()
 
 
 class _Trial:
@@ -74,6 +75,7 @@ class _Trial:
     ) -> None:
         self.spec, self.folder, self.report, self.start = spec, folder, report, start
         self.model = start.model.to(device)
+        self.optimizer = build_optimizer(spec.method, self.model)
         self.splits = {name: split.to(device) for name, split in evaluation_splits(start.data).items()}
         self.rows: list[dict[str, float]] = []
         self.predictions: dict[str, Prediction] = {}
@@ -82,7 +84,7 @@ class _Trial:
             torch.cuda.reset_peak_memory_stats(device)
 
     def run(self) -> dict[str, float]:
-        optimizer, progress = train(self.spec, self.model, self.splits["train"], self.between_steps)
+        progress = train(self.spec, self.model, self.optimizer, self.splits["train"], self.between_steps)
         layers = drift.layers(self.model, self.start.state)
         final = {
             **summarize(self.predictions),
@@ -91,7 +93,7 @@ class _Trial:
             "time/step_s": statistics.median(progress.step_seconds),
             "time/step_update_s": statistics.median(progress.update_seconds),
             "memory/peak_bytes": _peak_bytes(self.splits["train"].inputs.device),
-            "memory/optimizer_state_bytes": state_bytes(optimizer),
+            "memory/optimizer_state_bytes": state_bytes(self.optimizer),
             "cost/gradient_evaluations": progress.gradient_evaluations,
             "start": self.spec.start,
             "steps": self.spec.train.steps,
@@ -141,10 +143,11 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _provenance(start: Start) -> dict[str, Any]:
+def _provenance(start: Start, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     installed = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "kornia", "safetensors")}
     return {
         "start_sha256": start.sha256,
+        "pipeline": pipeline(optimizer),
         "python": platform.python_version(),
         "packages": {"mooring": mooring.__version__, **installed},
     }

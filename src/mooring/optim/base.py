@@ -12,7 +12,7 @@ from torch import Tensor
 from mooring.anchors import capture
 from mooring.moments.base import Moments
 from mooring.optim.plan import Plan
-from mooring.optim.pretty import pipeline_text
+from mooring.optim.pretty import pipeline_text, stages
 from mooring.step.batch import state_dtype
 from mooring.step.pipeline import take_step
 from mooring.step.rule import Rule
@@ -270,6 +270,19 @@ class Optimizer(torch.optim.Optimizer):
         self._unanchored = {p for p, s in self.state.items() if "anchor" in s and not s.get("step", 1) > 0}
 
     # For people.
+
+    def stages(self, group: int = 0) -> list[str]:
+        """What a step does to one parameter group, in order and in words: the line that ``print(optimizer)`` shows.
+
+        Args:
+            group: the index of the group.
+
+        Example:
+            >>> import torch, mooring as mo
+            >>> mo.AdamW(torch.nn.Linear(2, 2).parameters()).stages()[-2:]
+            ['decoupled decay(weight_decay=0.01, toward zero)', 'step']
+        """
+        return stages(self.param_groups[group], self._moments, self._rules)
 
     def __repr__(self) -> str:
         return pipeline_text(type(self).__name__, self.param_groups, self._moments, self._rules)

@@ -9,19 +9,24 @@ from mooring.moments.base import Moments
 from mooring.step.rule import Rule
 
 
+def stages(group: dict[str, Any], moments: Moments, rules: Sequence[Rule]) -> list[str]:
+    """What a step does to one group, in order."""
+    active = [rule for rule in rules if rule.active(group)]
+    before = [rule.describe(group) for rule in active if rule.couples]
+    after = [rule.describe(group) for rule in active if not rule.couples]
+    return [*before, moments.describe(group), *after, "step"]
+
+
 def pipeline_text(name: str, groups: Sequence[dict[str, Any]], moments: Moments, rules: Sequence[Rule]) -> str:
     """The pipeline in order, per group, and what one step shrinks."""
     lines = [f"{name} ("]
     for i, group in enumerate(groups):
         active = [rule for rule in rules if rule.active(group)]
-        before = [rule.describe(group) for rule in active if rule.couples]
-        after = [rule.describe(group) for rule in active if not rule.couples]
-        stages = [*before, moments.describe(group), *after, "step"]
         count = sum(p.numel() for p in group["params"])
         shrinks = [text for rule in active if (text := rule.shrink(group))]
         lines += [
             f"  group {i}: {len(group['params'])} tensors, {count:,} elements, lr {float(group['lr']):g}",
-            f"    {' -> '.join(stages)}",
+            f"    {' -> '.join(stages(group, moments, rules))}",
             f"    shrink per step: {' and '.join(shrinks) or 'none'}",
         ]
     return "\n".join([*lines, ")"])
