@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mooring as mo
-from tests.reference import adamp, base, combined, spd, swd
+from tests.reference import adamp, base, composition, spd, swd
 
 Scope = Literal["pointwise", "row", "tensor", "model"]
 
@@ -236,7 +236,7 @@ ROWS: tuple[OptimizerRow, ...] = (
     ),
     row(
         "Adam + projection + stable decay + SPD",
-        combined.AdamProjectedStableSelective,
+        composition.AdamProjectedStableSelective,
         {"lr": 1e-2, "weight_decay": 2e-3},
         "model",
         {
@@ -251,7 +251,7 @@ ROWS: tuple[OptimizerRow, ...] = (
     ),
     row(
         "SGD + projection + decay to the anchor + SPD",
-        combined.SGDProjectedSelective,
+        composition.SGDProjectedSelective,
         {"lr": 5e-2, "weight_decay": 0.1},
         "tensor",
         {

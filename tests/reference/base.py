@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -43,14 +43,16 @@ class Reference:
 
     def step(self, grads: Sequence[Sequence[Tensor | None]]) -> None:
         """One step; `grads[i][j]` is the gradient of parameter j of group i, or None where it has none."""
+        for group, j, g, state in self.present(grads):
+            group["params"][j] = self.step_one(group["params"][j], g, state, group)
+
+    def present(self, grads: Sequence[Sequence[Tensor | None]]) -> Iterator[tuple[Group, int, Tensor, State]]:
+        """(group, position in it, gradient in float64, state) of every parameter that takes part in this step."""
         for group, states, group_grads in zip(self.groups, self.states, grads, strict=True):
-            for j, (theta, g, state) in enumerate(zip(group["params"], group_grads, states, strict=True)):
-                if g is None or theta.numel() == 0:
+            for j, (g, state) in enumerate(zip(group_grads, states, strict=True)):
+                if g is None or g.numel() == 0:
                     continue
-                g = g.to(torch.float64)
-                if group["maximize"]:
-                    g = -g
-                group["params"][j] = self.step_one(theta, g, state, group)
+                yield group, j, -g.to(torch.float64) if group["maximize"] else g.to(torch.float64), state
 
     def step_one(self, theta: Tensor, g: Tensor, state: State, group: Group) -> Tensor:
         """The new weights of one parameter."""

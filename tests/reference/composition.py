@@ -24,82 +24,102 @@ from tests.reference.base import (
     adam_direction,
     adam_moments,
     capped,
-    dot,
     norm,
     second_moment,
     sgd_direction,
 )
+from tests.reference.spd import Contracting
+from tests.reference.swd import inertia_direction, mean_of
 
 
-class Composition(Projecting):
-    """Options beside the moments': `decay` (coupled, decoupled, stable), `toward`, `project`, `trust`, `strength`."""
+class Composition(Projecting, Contracting):
+    """Options beside the moments': `decay` (coupled, decoupled, stable), `toward`, `project`, `trust`, `strength`.
+
+    `strength` None is no selective projection; `anchor` is "capture", "zero" or None (nothing to hold on to, so the
+    contraction and a decay toward the anchor do nothing). A subclass names the options that a recipe leaves open in
+    `defaults` and sets the others in `fixed`.
+    """
 
     defaults: ClassVar[dict[str, Any]] = {
         "base": "adam", "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "nesterov": False,
         "momentum": 0.0, "dampening": 0.0, "maximize": False,
-        "decay": None, "weight_decay": 0.0, "toward": "zero",
+        "decay": None, "weight_decay": 0.0, "toward": "zero", "anchor": "capture",
         "project": False, "delta": 0.1, "wd_ratio": 0.1, "trust": False, "strength": None,
     }  # fmt: skip
+    fixed: ClassVar[dict[str, Any]] = {}
 
     def step(self, grads: Sequence[Sequence[Tensor | None]]) -> None:
+        """All moments first, because the mean over the model may be needed; then one parameter after the other."""
         present: list[tuple[Group, int, Tensor, State]] = []
-        for group, states, group_grads in zip(self.groups, self.states, grads, strict=True):
-            for j, (g, state) in enumerate(zip(group_grads, states, strict=True)):
-                theta = group["params"][j]
-                if g is None or theta.numel() == 0:
-                    continue
-                g = -g.double() if group["maximize"] else g.double()
+        for own, j, g, state in self.present(grads):
+            group = {**Composition.defaults, **self.fixed, **own}
+            theta = own["params"][j]
+            state.setdefault("moments", {})
+            if group["anchor"] == "capture" and group["lr"] != 0:
                 state.setdefault("anchor", theta.clone())
-                target = state["anchor"] if group["toward"] == "anchor" else torch.zeros_like(theta)
-                coupled = group["weight_decay"] if group["decay"] == "coupled" else 0.0
-                state["g_m"] = g + coupled * (theta - target)
-                if group["base"] != "sgd":
-                    adam_moments(state["g_m"], state.setdefault("adam", {}), group)
-                present.append((group, j, g, state))
-        if not present:
-            return
-        v_bar = 0.0
-        if self.groups[0]["base"] != "sgd":
-            elements = [x for gr, _, _, s in present for x in second_moment(s["adam"], gr).flatten().tolist()]
-            v_bar = math.fsum(elements) / len(elements)
+            elif group["anchor"] == "zero":
+                state.setdefault("anchor", torch.zeros_like(theta))
+            state["g_m"] = g
+            target = self.target(theta, state, group)
+            if group["decay"] == "coupled" and target is not None:
+                state["g_m"] = g + group["weight_decay"] * (theta - target)
+            if group["base"] != "sgd":
+                adam_moments(state["g_m"], state["moments"], group)
+            present.append((group, j, g, state))
+        adaptive = [(group, state) for group, _, _, state in present if group["base"] != "sgd"]
+        v_bar = mean_of([second_moment(state["moments"], group) for group, state in adaptive])
         for group, j, g, state in present:
             group["params"][j] = self.one(group["params"][j], g, state, group, v_bar)
 
+    @staticmethod
+    def target(theta: Tensor, state: State, group: Group) -> Tensor | None:
+        """What a decay leads to."""
+        return state.get("anchor") if group["toward"] == "anchor" else torch.zeros_like(theta)
+
     def direction(self, state: State, group: Group, v_bar: float) -> Tensor:
         if group["base"] == "adam":
-            return adam_direction(state["g_m"], state["adam"], group)
+            return adam_direction(state["g_m"], state["moments"], group)
         if group["base"] == "sgd":
-            return sgd_direction(state["g_m"], state, group)
-        g, adam = state["g_m"], state["adam"]
-        share = second_moment(adam, group) / v_bar if v_bar > 0 else torch.zeros_like(g)
-        b = (1 - group["betas"][0] * share).clamp(0, 1 - group["eps"])
-        state["product"] = state.get("product", torch.ones_like(g)) * b
-        state["inertia"] = b * state.get("inertia", torch.zeros_like(g)) + (1 - b) * g
-        u: Tensor = state["inertia"] / (1 - state["product"])
-        return u
+            return sgd_direction(state["g_m"], state["moments"], group)
+        return inertia_direction(state["g_m"], state["moments"], group, v_bar)
 
     def one(self, theta: Tensor, g: Tensor, state: State, group: Group, v_bar: float) -> Tensor:
-        lr, rho, a = group["lr"], 1.0, state["anchor"]
+        lr, rho, a = group["lr"], 1.0, state.get("anchor")
         u = self.direction(state, group, v_bar)
         if group["project"]:
-            # The projection's floor has the default of its rule where the moments' eps means something else.
-            u, projected = self.project(u, theta, g, {**group, "eps": 1e-8} if group["base"] == "sgd" else group)
+            u, projected = self.project(u, theta, g, group)
             rho = group["wd_ratio"] if projected else 1.0
-        shrink = 0.0
-        if group["decay"] in ("decoupled", "stable"):
+        after = theta - lr * u
+        target = self.target(theta, state, group)
+        if group["decay"] in ("decoupled", "stable") and target is not None:
             scale = 1.0
             if group["decay"] == "stable" and group["base"] == "sgd":
                 scale = (1 - group["dampening"]) / (1 - group["momentum"])
             elif group["decay"] == "stable":
                 scale = 1 / math.sqrt(v_bar) if v_bar > 0 else 0.0
-            shrink = capped(lr * group["weight_decay"] * scale * rho)
-        target = a if group["toward"] == "anchor" else torch.zeros_like(theta)
-        after = theta - lr * u - shrink * (theta - target)
+            after = after - capped(lr * group["weight_decay"] * scale * rho) * (theta - target)
         if group["trust"] and norm(theta) > 0 and norm(theta - after) > 0:
             after = theta - (theta - after) * lr * norm(theta) / norm(theta - after)
-        if group["strength"] is not None and -dot(g, theta - a) < 0:
-            before_radius, after_radius = norm(theta - a), norm(after - a)
-            if after_radius > 0:
-                r = max(0.0, after_radius - before_radius) / after_radius
-                after = after - group["strength"] * r * (after - a)
+        if group["strength"] is not None and a is not None:
+            after = self.contract(theta, after, a, g, group)
         return after
+
+
+class AdamProjectedStableSelective(Composition):
+    """AdamP's projection, AdamS's decay toward 0 and SPD's contraction on Adam's moments."""
+
+    fixed: ClassVar[dict[str, Any]] = {"base": "adam", "project": True, "decay": "stable"}
+    defaults: ClassVar[dict[str, Any]] = {
+        "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4, "amsgrad": False, "nesterov": False,
+        "delta": 0.1, "wd_ratio": 0.1, "strength": 1.0, "anchor": "capture", "maximize": False,
+    }  # fmt: skip
+
+
+class SGDProjectedSelective(Composition):
+    """The projection, decoupled decay toward the anchor and SPD's contraction on torch's momentum buffer."""
+
+    fixed: ClassVar[dict[str, Any]] = {"base": "sgd", "project": True, "decay": "decoupled", "toward": "anchor"}
+    defaults: ClassVar[dict[str, Any]] = {
+        "lr": 1e-3, "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "eps": 1e-8,
+        "delta": 0.1, "wd_ratio": 0.1, "strength": 1.0, "anchor": "capture", "maximize": False,
+    }  # fmt: skip

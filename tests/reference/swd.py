@@ -27,6 +27,16 @@ def mean_of(parts: Sequence[Tensor]) -> float:
     return math.fsum(elements) / len(elements) if elements else 0.0
 
 
+def inertia_direction(g: Tensor, state: State, group: Group, v_bar: float) -> Tensor:
+    """Adai's u = m / (1 - pi), its momentum b per element; `state` holds the second moment that `v_bar` is made of."""
+    ratio = second_moment(state, group) / v_bar if v_bar > 0 else torch.zeros_like(g)
+    b = (1 - group["betas"][0] * ratio).clamp(0, 1 - group["eps"])
+    state["pi"] = state.get("pi", torch.ones_like(g)) * b
+    state["inertia"] = b * state.get("inertia", torch.zeros_like(g)) + (1 - b) * g
+    u: Tensor = state["inertia"] / (1 - state["pi"])
+    return u
+
+
 class AdamS(Reference):
     defaults: ClassVar[dict[str, Any]] = {
         "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4, "amsgrad": False, "maximize": False,
@@ -34,16 +44,9 @@ class AdamS(Reference):
 
     def step(self, grads: Sequence[Sequence[Tensor | None]]) -> None:
         """All moments first, because every parameter's decay needs the mean over all of them."""
-        present: list[tuple[Group, int, Tensor, State]] = []
-        for group, states, group_grads in zip(self.groups, self.states, grads, strict=True):
-            for j, (g, state) in enumerate(zip(group_grads, states, strict=True)):
-                if g is None or g.numel() == 0:
-                    continue
-                g = g.to(torch.float64)
-                if group["maximize"]:
-                    g = -g
-                adam_moments(g, state, group)
-                present.append((group, j, g, state))
+        present = list(self.present(grads))
+        for group, _, g, state in present:
+            adam_moments(g, state, group)
         v_bar = mean_of([second_moment(state, group) for group, _, _, state in present])
         for group, j, g, state in present:
             theta, lr = group["params"][j], group["lr"]
@@ -74,26 +77,15 @@ class Adai(Reference):
 
     def step(self, grads: Sequence[Sequence[Tensor | None]]) -> None:
         present: list[tuple[Group, int, Tensor, State]] = []
-        for group, states, group_grads in zip(self.groups, self.states, grads, strict=True):
-            for j, (g, state) in enumerate(zip(group_grads, states, strict=True)):
-                if g is None or g.numel() == 0:
-                    continue
-                g = -g.to(torch.float64) if group["maximize"] else g.to(torch.float64)
-                if self.coupled:
-                    g = g + group["weight_decay"] * group["params"][j]
-                if not state:
-                    state.update(t=0, m=torch.zeros_like(g), v=torch.zeros_like(g), pi=torch.ones_like(g))
-                state["t"] += 1
-                state["v"] = group["betas"][1] * state["v"] + (1 - group["betas"][1]) * g * g
-                present.append((group, j, g, state))
+        for group, j, g, state in self.present(grads):
+            if self.coupled:
+                g = g + group["weight_decay"] * group["params"][j]
+            adam_moments(g, state, group)
+            present.append((group, j, g, state))
         v_bar = mean_of([second_moment(state, group) for group, _, _, state in present])
         for group, j, g, state in present:
             theta, lr = group["params"][j], group["lr"]
-            ratio = second_moment(state, group) / v_bar if v_bar > 0 else torch.zeros_like(g)
-            b = (1 - group["betas"][0] * ratio).clamp(0, 1 - group["eps"])
-            state["pi"] = state["pi"] * b
-            state["m"] = b * state["m"] + (1 - b) * g
-            u = state["m"] / (1 - state["pi"])
+            u = inertia_direction(g, state, group, v_bar)
             shrink = 0.0 if self.coupled else capped(lr * group["weight_decay"])
             group["params"][j] = theta - shrink * theta - lr * u
 
