@@ -3,8 +3,9 @@
 g_m = g + weight_decay (theta - target)                 coupled decay
 u from g_m                                              adam | sgd | adai
 u <- u - A <theta_hat, u> theta_hat                     projection, tested with the raw g and theta before decay
-theta~ = theta - eta u - min(eta weight_decay s rho, 1)(theta - target)
-theta~ <- theta - (theta - theta~) eta |theta| / |theta - theta~|            trust ratio
+s = eta u + min(eta weight_decay scale rho, 1)(theta - target)
+s <- s eta |theta| / |s|                                trust ratio
+theta~ = theta - s
 theta+ = theta~ - strength r 1[c<0] (theta~ - a)        selective projection
 """
 
@@ -89,7 +90,7 @@ class Composition(Projecting, Contracting):
         if group["project"]:
             u, projected = self.project(u, theta, g, group)
             rho = group["wd_ratio"] if projected else 1.0
-        after = theta - lr * u
+        s = lr * u
         target = self.target(theta, state, group)
         if group["decay"] in ("decoupled", "stable") and target is not None:
             scale = 1.0
@@ -97,12 +98,13 @@ class Composition(Projecting, Contracting):
                 scale = (1 - group["dampening"]) / (1 - group["momentum"])
             elif group["decay"] == "stable":
                 scale = 1 / math.sqrt(v_bar) if v_bar > 0 else 0.0
-            after = after - capped(lr * group["weight_decay"] * scale * rho) * (theta - target)
-        if group["trust"] and norm(theta) > 0 and norm(theta - after) > 0:
-            after = theta - (theta - after) * lr * norm(theta) / norm(theta - after)
-        if group["strength"] is not None and a is not None:
-            after = self.contract(theta, after, a, g, group)
-        return after
+            s = s + capped(lr * group["weight_decay"] * scale * rho) * (theta - target)
+        state["plain"] = s
+        if group["trust"] and norm(theta) > 0 and norm(s) > 0:
+            s = s * lr * norm(theta) / norm(s)
+        if group["strength"] is None or a is None:
+            return theta - s
+        return self.contract(theta, theta - s, a, g, group)
 
 
 class AdamProjectedStableSelective(Composition):
