@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.fsdp._common_utils import _set_fsdp_flattened
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mooring as mo
 from tests.optim.table import BY_NAME, OptimizerRow, adam_rows, anchored_rows, every_row
@@ -109,6 +110,18 @@ def test_sgdp_divides_its_decay_by_one_minus_momentum_for_vectors_too() -> None:
     torch.testing.assert_close(p.detach(), torch.full_like(p, 1 - 0.1 * 0.1 / (1 - 0.9)), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize(("name", "first"), [("SGDP", 0.75), ("SGDS", 1.0), ("SGDSPD", 1.0), ("SGD", 1.0)])
+def test_what_the_first_buffer_is(name: str, first: float) -> None:
+    """SGDP's buffer starts at zero, so its first step is dampened; everywhere else it starts as the raw gradient."""
+    p = ones(4)
+    optimizer = BY_NAME[name].build([p], lr=0.1, momentum=0.5, dampening=0.25, weight_decay=0.0)
+    for expected in (first, 0.5 * first + 0.75):
+        before = p.detach().clone()
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        torch.testing.assert_close(before - p.detach(), torch.full_like(p, 0.1 * expected), rtol=1e-12, atol=0)
+
+
 def test_project_buffer_keeps_the_projected_buffer_and_the_default_the_papers() -> None:
     for project_buffer in (False, True):
         p = ones(1, 2)
@@ -144,6 +157,15 @@ def test_moments_are_not_bias_corrected_in_place(row: OptimizerRow, amsgrad: boo
 
 
 @adam_rows
+def test_eps_stands_outside_the_bias_corrected_root(row: OptimizerRow) -> None:
+    """The first step is g / (|g| + eps). With eps added before the correction of the root it is 16 times smaller."""
+    p = ones(3)
+    p.grad = torch.full_like(p, 1e-3)
+    row.build([p], lr=0.1, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.0).step()
+    torch.testing.assert_close(p.detach(), torch.full_like(p, 1 - 0.1 * 0.5), rtol=1e-12, atol=0)
+
+
+@adam_rows
 def test_step_counts_belong_to_parameters(row: OptimizerRow) -> None:
     """A parameter that joins late is corrected for its own age: its first Adam step has size lr."""
     p, late = ones(3), ones(3)
@@ -160,12 +182,49 @@ def test_step_counts_belong_to_parameters(row: OptimizerRow) -> None:
 def test_optimizers_do_not_share_state_through_addresses(row: OptimizerRow) -> None:
     """State keyed by data_ptr collides between views of one storage; it is keyed by the Parameter."""
     storage = torch.ones(4, 4, dtype=torch.float64)
-    whole_view, same_view = nn.Parameter(storage[:2]), nn.Parameter(storage[:2].clone())
-    optimizer = row.build([whole_view, same_view], "default" if row.adaptive else "momentum")
-    for p in (whole_view, same_view):
+    whole, top = nn.Parameter(storage), nn.Parameter(storage[:1])
+    assert whole.data_ptr() == top.data_ptr()
+    optimizer = row.build([whole, top], "default" if row.adaptive else "momentum")
+    for p in (whole, top):
         p.grad = torch.ones_like(p)
     optimizer.step()
-    assert set(optimizer.state) == {whole_view, same_view}
+    assert set(optimizer.state) == {whole, top}
+    for p in (whole, top):
+        shaped = [v for v in optimizer.state[p].values() if torch.is_tensor(v) and v.ndim]
+        assert shaped and all(v.shape == p.shape for v in shaped)
+
+
+@every_row
+def test_there_is_no_mode_to_forget(row: OptimizerRow) -> None:
+    """Optimizers with train() and eval() save the wrong weights where a wrapper drops the call."""
+    optimizer = row.build([ones(2)])
+    assert not {"train", "eval"} & set(dir(optimizer))
+
+
+@every_row
+def test_state_allocated_in_advance_changes_no_step(row: OptimizerRow) -> None:
+    """Checkpointers drop what is not there yet; `init_state` makes all of it, as the first step would."""
+
+    def trained(in_advance: bool) -> tuple[list[torch.Tensor], list[set[str]]]:
+        params = [ones(3, 4), ones(5), ones()]
+        optimizer: Any = row.build(params, row.remembering)
+        if in_advance:
+            optimizer.init_state()
+            keys = [set(optimizer.state[p]) for p in params]
+            with torch.no_grad():
+                for p in params:
+                    p.mul_(2)  # pretrained weights are often loaded after that
+        else:
+            params[0].data, params[1].data, params[2].data = (2 * p.data for p in params)
+        for t in range(3):
+            for p in params:
+                p.grad = torch.full_like(p, math.cos(t))
+            optimizer.step()
+        return [p.detach() for p in params], keys if in_advance else [set(optimizer.state[p]) for p in params]
+
+    (early, early_keys), (late, late_keys) = trained(True), trained(False)
+    assert early_keys == late_keys
+    assert all(torch.equal(x, y) for x, y in zip(early, late))
 
 
 # --- AdamS -------------------------------------------------------------------------------------------------------
@@ -231,6 +290,21 @@ def test_adams_in_float16_counts_gradients_too_small_for_its_square() -> None:
     p.grad = torch.full_like(p, 1e-4)
     mo.AdamS([p], lr=1e-2, weight_decay=1e-3).step()
     torch.testing.assert_close(p.detach().float(), torch.full((2, 2), 1 - 0.1 - 0.01), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["Adai", "AdaiS"])
+def test_adai_with_zero_gradients(name: str) -> None:
+    """The mean of v is 0, and each element's share of it 0/0: it must count as no share, and the step as none."""
+    p = ones(3, value=2.0)
+    optimizer = BY_NAME[name].build([p], lr=0.1, weight_decay=0.0)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert p.tolist() == [2.0] * 3
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    # The first factor was b = 1 - eps, the second is 1 - .1: a bias correction of 1 - b1 b2.
+    expected = 2 - 0.1 * 0.1 / (1 - 0.999 * 0.9)
+    torch.testing.assert_close(p.detach(), torch.full_like(p, expected), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("lr_decay", [1.5, 3.0, 1e4])
@@ -331,3 +405,71 @@ def test_a_strength_beyond_one_reflects_as_released(row: OptimizerRow) -> None:
     gamma = 1.0 + u
     assert float(p.detach()) == pytest.approx(-(gamma - 4.0 * (gamma - 1.0)), rel=1e-6)
     assert float(p.detach()) > 0
+
+
+@pytest.mark.parametrize("anchor", ["capture", "zero"])
+@anchored_rows
+def test_at_the_anchor_nothing_is_divided_by_zero(row: OptimizerRow, anchor: str) -> None:
+    """No distance before the step and none after it: r is 0/0 and must be 0. Then a step that ends on the anchor."""
+    p = ones(3, value=0.0)
+    optimizer = row.build([p], lr=0.1, anchor=anchor, strength=2.0, weight_decay=0.0)
+    for g in (0.0, 0.0, 1.0, -1.0, 0.0):
+        p.grad = torch.full_like(p, g)
+        optimizer.step()
+        assert torch.isfinite(p).all()
+
+
+# --- Hosts -------------------------------------------------------------------------------------------------------
+
+
+class Work(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations that compute something: not views, nor reads of the step counters on the host."""
+
+    FREE = ("detach", "view", "permute", "_local_scalar_dense")
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func._schema.name.split("::")[1] not in self.FREE
+        return func(*args, **(kwargs or {}))
+
+
+@every_row
+def test_small_tensors_and_small_groups_share_their_launches(row: OptimizerRow) -> None:
+    """3000 small tensors one by one are 100 times slower than together, and a group for each of them is no reason."""
+
+    def small(n: int) -> list[nn.Parameter]:
+        return [ones(3, 4, dtype=torch.float32) if i % 2 else ones(5, dtype=torch.float32) for i in range(n)]
+
+    def work(groups: list[dict[str, Any]]) -> int:
+        params = [p for group in groups for p in group["params"]]
+        optimizer = row.build(groups, row.remembering)
+        for _ in range(2):
+            for p in params:
+                p.grad = torch.ones_like(p)
+            with Work() as done:
+                optimizer.step()
+        return done.count
+
+    few, many = work([{"params": small(10)}]), work([{"params": small(80)}])
+    in_groups = work([{"params": [p], "lr": 1e-3 * (i + 1)} for i, p in enumerate(small(80))])
+    print(f"{row.name}: {few} operations")
+    assert few == many == in_groups
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "printed"),
+    [
+        ("AdamW", {}, "0.05 of the weights"),
+        ("AdamP", {}, "0.05 of the weights"),
+        ("SGDP", {"momentum": 0.9}, "0.05 / (1 - momentum) of the weights"),
+        ("SGDS", {"momentum": 0.9}, "0.05 x the stable scale of the weights"),
+        ("AdamS", {}, "0.05 x the stable scale of the weights"),
+        ("AdamSPD", {}, "0.05 of the distance to the anchor"),
+    ],
+)
+def test_print_says_what_a_decay_takes_from_a_weight(name: str, options: dict[str, Any], printed: str) -> None:
+    """Whether a weight decay is multiplied by the learning rate is asked without end; the printed shrink answers."""
+    assert printed in repr(BY_NAME[name].build([ones(2, 2)], lr=0.1, weight_decay=0.5, **options))

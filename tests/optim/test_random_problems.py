@@ -63,7 +63,7 @@ def problems(draw: st.DrawFn, row: OptimizerRow) -> dict[str, Any]:
 
 
 def difference(x: Tensor, y: Tensor) -> Tensor:
-    """x - y, exactly zero where only rounding is left: one element has no tangent, and no program agrees about noise."""
+    """x - y, exactly zero where only rounding is left: one element has no tangent, and programs differ in noise."""
     return torch.where((x - y).abs() > 1e-12 * x.abs(), x - y, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Recipes made up by hypothesis (rules, base, groups, anchors, layouts, gaps in the gradients), against the composition.
+"""Recipes made up by hypothesis: rules, base, groups, anchors, layouts, missing gradients; against the composition.
 
 A failure shrinks to the shortest recipe that shows it and prints that as `recipe=Recipe(...)`.
 """
@@ -189,11 +189,11 @@ def test_float64(recipe: Recipe) -> None:
 
 
 class Bound:
-    """How far a float32 step of one weight, stored in `dtype`, may be from the float64 one; see `precision.step_bound`.
+    """How far a float32 step of one weight may be from the float64 one; see `precision.step_bound`.
 
-    The moments and the inner products lose a few float32 units of the largest gradient seen so far, so an unscaled step
-    s is known to within e. The trust ratio, lr |p| / |s|, inherits |e| / |s| and multiplies both. The contraction's r is
-    a quotient of <s, s> - 2 <s, d> and (|q - a| + |d|) |q - a|, so r |q - a| moves by at most 4 |e|.
+    The moments and the inner products lose a few float32 units of the largest gradient seen so far, so an unscaled
+    step s is known to within e. The trust ratio, lr |p| / |s|, inherits |e| / |s| and multiplies both. The
+    contraction's r is <s, s> - 2 <s, d> over (|q - a| + |d|) |q - a|, so r |q - a| moves by at most 4 |e|.
     """
 
     def __init__(self, shape: torch.Size) -> None:

@@ -50,3 +50,15 @@ def test_a_sharded_checkpoint_continues_bitwise() -> None:
             assert result["bitwise"], name
             assert result["moved"] > 0, name
             assert result["keys of a fresh state"] == 10, name
+
+
+def test_any_mixture_of_placements_takes_the_same_step() -> None:
+    """Sums run over the mesh dimensions that split a weight, never over copies of it, and DTensors beside plain tensors
+    break no list of tensors. Work is done on the local pieces: dispatching on DTensors costs more than the step.
+    """
+    results = run("tests.sharding.workers:mixed", ranks=2, steps=8)
+    assert results[0] == results[1]
+    for name, (error, dispatched) in results[0].items():
+        print(f"{name}: {error:.1e}, {dispatched}")
+        assert error <= 1e-10, name
+        assert set(dispatched) <= {"detach"}, name

@@ -14,7 +14,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.optim.table import BY_NAME, ROWS, OptimizerRow
 
@@ -148,3 +149,64 @@ def checkpoints() -> dict[str, dict[str, Any]]:
         for row in ROWS
         for full_state in (False, True)
     }
+
+
+class OnDTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Names the operations that are dispatched on DTensors, each of which costs many times a local one."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(isinstance(x, DTensor) for x in args):
+            self.names.add(func._schema.name.split("::")[1])
+        return func(*args, **(kwargs or {}))
+
+
+def mixed(steps: int) -> dict[str, tuple[float, list[str]]]:
+    """One optimizer over weights that are split by rows, across rows, over one of two mesh dimensions, or not at all.
+
+    Per row of the table: the largest relative error of a displacement, and what was dispatched on DTensors.
+    """
+    line = init_device_mesh("cpu", (2,))
+    copies = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    places: list[tuple[tuple[int, ...], Any, list[Placement]]] = [
+        ((5, 4), line, [Shard(0)]),
+        ((3, 6), line, [Shard(1)]),
+        ((2, 3, 3), line, [Shard(2)]),
+        ((4, 4), line, [Replicate()]),
+        ((4, 3), copies, [Replicate(), Shard(0)]),
+        ((7,), line, [Shard(0)]),
+        ((5, 4), None, []),
+        ((7,), None, []),
+    ]
+    return {row.name: mixed_row(row, places, steps) for row in ROWS}
+
+
+def mixed_row(row: OptimizerRow, places: list[Any], steps: int) -> tuple[float, list[str]]:
+    generator = torch.Generator().manual_seed(3)
+
+    def draw() -> list[torch.Tensor]:
+        return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape, _, _ in places]
+
+    def spread(x: torch.Tensor, mesh: Any, placements: list[Placement]) -> torch.Tensor:
+        return x.clone() if mesh is None else distribute_tensor(x.clone(), mesh, placements)
+
+    start = draw()
+    whole = [nn.Parameter(x.clone()) for x in start]
+    split = [nn.Parameter(spread(x, *place[1:])) for x, place in zip(start, places)]
+    variant = "delta .5" if "delta .5" in row.variants else "default"
+    reference, optimizer = row.build(whole, variant), row.build(split, variant)
+    names: set[str] = set()
+    for _ in range(steps):
+        for p, q, g, place in zip(whole, split, draw(), places):
+            p.grad, q.grad = g, spread(g, *place[1:])
+        reference.step()
+        with OnDTensors() as seen:
+            optimizer.step()
+        names = seen.names
+    errors = [
+        float((full(q.detach()) - p.detach()).norm() / (p.detach() - x).norm()) for p, q, x in zip(whole, split, start)
+    ]
+    return max(errors), sorted(names)
