@@ -159,4 +159,4 @@ def test_defaults_and_signatures_are_the_papers() -> None:
         parameters = list(inspect.signature(getattr(mo, name)).parameters.values())
         assert parameters[0].name == "params"
         bare = inspect.Signature([q.replace(annotation=inspect.Parameter.empty) for q in parameters[1:]])
-        assert str(bare) == f"({signature})", name
+        assert str(bare) == f"({signature}, **common)", name

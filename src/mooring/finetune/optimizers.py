@@ -15,6 +15,7 @@ from mooring.finetune.importing import load
 from mooring.finetune.rules import check_takes_rules, recipe_optimizer
 from mooring.finetune.spec import MethodSpec
 from mooring.optim.base import Optimizer
+from mooring.optim.common import DEFAULTS as COMMON_DEFAULTS
 
 
 def load_class(method: MethodSpec) -> type[torch.optim.Optimizer]:
@@ -105,9 +106,11 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 def _check_names(method: MethodSpec, cls: type[torch.optim.Optimizer]) -> None:
     parameters = list(inspect.signature(cls).parameters.values())
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return
     known = [parameter.name for parameter in parameters[1:] if parameter.name != "rules"]
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        if not issubclass(cls, Optimizer):
+            return
+        known = [name for name in known if name != "common"] + list(COMMON_DEFAULTS)
     for name in method.options:
         if name not in known and not (method.wrap and name == "anchor"):
             raise SpecError(

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from mooring.kernels.eager import TensorList
 from mooring.moments.second import SecondMoment, correction
+from mooring.step.scalars import factors
 
 if TYPE_CHECKING:
     from mooring.step.batch import Batch
@@ -29,6 +30,7 @@ class Adai(SecondMoment):
     """
 
     scans = True
+    always_wide = frozenset({"beta1_prod"})  # 1 - q begins near 0, where bfloat16 would leave two digits of it
 
     @override
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -37,18 +39,18 @@ class Adai(SecondMoment):
     @override
     def fill(self, state: dict[str, Any], group: Mapping[str, Any], zeros: Tensor) -> None:
         if "beta1_prod" not in state:
-            state["beta1_prod"] = torch.ones_like(zeros)
+            state["beta1_prod"] = torch.ones_like(zeros, dtype=torch.promote_types(zeros.dtype, torch.float32))
         super().fill(state, group, zeros)
 
     @override
     def update(self, batch: Batch, grads: TensorList, params: TensorList) -> TensorList:
         beta0, beta2 = batch.group["betas"]
-        m, v, product = batch.state("exp_avg"), batch.state("exp_avg_sq"), batch.state("beta1_prod")
+        m, v, product = batch.moment("exp_avg"), batch.moment("exp_avg_sq"), batch.moment("beta1_prod")
         torch._foreach_mul_(v, beta2)
         torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
         mean = self.mean(batch)
         # 1 - b = b0 v̂/v̄; a mean of zero means that every v is zero.
-        share = torch._foreach_mul(v, [beta0 / correction(beta2, t) for t in batch.steps])
+        share = torch._foreach_mul(v, factors(beta0 / correction(beta2, batch.steps), batch.dtype))
         torch._foreach_mul_(share, torch.where(mean > 0, mean.reciprocal(), torch.zeros_like(mean)).to(share[0]))
         torch._foreach_clamp_min_(share, batch.group["eps"])
         torch._foreach_clamp_max_(share, 1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from typing_extensions import override
 
 from mooring.kernels.eager import TensorList
 from mooring.moments.second import SecondMoment, correction
+from mooring.step.scalars import factors
 
 if TYPE_CHECKING:
     from mooring.step.batch import Batch
@@ -51,19 +51,19 @@ class Adam(SecondMoment):
     def update(self, batch: Batch, grads: TensorList, params: TensorList) -> TensorList:
         group = batch.group
         beta1, beta2 = group["betas"]
-        m, v = batch.state("exp_avg"), batch.state("exp_avg_sq")
+        m, v = batch.moment("exp_avg"), batch.moment("exp_avg_sq")
         torch._foreach_lerp_(m, grads, 1 - beta1)
         torch._foreach_mul_(v, beta2)
         torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
         if group["amsgrad"]:
-            largest = batch.state("max_exp_avg_sq")
+            largest = batch.moment("max_exp_avg_sq")
             torch._foreach_maximum_(largest, v)
             v = largest
         # Both bias corrections go into the denominator, (sqrt(v)/sqrt(c2) + eps) * c1, which saves a pass over u.
-        c1 = [correction(beta1, t) for t in batch.steps]
+        c1, c2 = correction(beta1, batch.steps), correction(beta2, batch.steps)
         denominator = torch._foreach_sqrt(v)
-        torch._foreach_mul_(denominator, [c / math.sqrt(correction(beta2, t)) for c, t in zip(c1, batch.steps)])
-        torch._foreach_add_(denominator, [c * group["eps"] for c in c1])
+        torch._foreach_mul_(denominator, factors(c1 / c2.sqrt(), batch.dtype))
+        torch._foreach_add_(denominator, factors(c1 * group["eps"], batch.dtype))
         numerator: TensorList = m
         if group.get("nesterov", False):
             numerator = torch._foreach_mul(m, beta1)

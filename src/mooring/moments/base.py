@@ -18,9 +18,11 @@ class Moments:
 
     Attributes:
         scans: whether a scan over all gradients must come before the update, for :meth:`stable_scale`.
+        always_wide: state that is kept in the compute type also where moments are kept in bfloat16.
     """
 
     scans: bool = False
+    always_wide: frozenset[str] = frozenset()
 
     def shared(self, group: Mapping[str, Any]) -> Hashable:
         """The options that all tensors of one batch must have in common."""
@@ -30,7 +32,7 @@ class Moments:
         """Raise ValueError naming the option, its value and what would be right."""
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """Parameter-shaped state, in the compute type."""
+        """Parameter-shaped state, in the type that the group keeps moments in."""
         return ()
 
     def fill(self, state: dict[str, Any], group: Mapping[str, Any], zeros: Tensor) -> None:

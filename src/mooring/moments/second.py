@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from mooring.kernels.eager import row_sums
 from mooring.moments.base import Moments
-from mooring.step.scalars import on_device
-from mooring.step.shards import all_sum
+from mooring.step.scalars import moved
+from mooring.step.shards import all_sum, ordered_sum
 
 if TYPE_CHECKING:
     from mooring.step.batch import Batch
@@ -64,8 +63,7 @@ class SecondMoment(Moments):
         has no such recursion, so with amsgrad the new maximum is formed here once more.
         """
         self._recover_sums(batches)
-        sums = all_sum([(self._new_sums(b), b.shard_groups) for b in batches])
-        device = sums[0].device
+        sums = all_sum([self._new_sums(b) for b in batches])
         means = []
         for batch, new in zip(batches, sums):
             _, beta2 = batch.group["betas"]
@@ -76,28 +74,30 @@ class SecondMoment(Moments):
                 torch._foreach_copy_(
                     [s["exp_avg_sq_sum_step"] for s in batch.states], [s["step"] for s in batch.states]
                 )
-            corrections = batch.vector([correction(beta2, t) for t in batch.steps], new.device)
-            means.append((new / corrections).to(device, non_blocking=True))
-        # In the order of the parameters, so that the way they were batched does not change a bit.
-        order = [i for b in batches for i in b.positions]
-        place = sorted(range(len(order)), key=lambda i: order[i])
-        by_position = torch.cat(means)[on_device(place, device, torch.int64)]
-        return row_sums(by_position.unsqueeze(0))[0] / max(sum(n for b in batches for n in b.global_numels), 1)
+            means.append(new / moved(correction(beta2, batch.steps), new.device))
+        return ordered_sum(means, [b.positions for b in batches]) / max(
+            sum(n for b in batches for n in b.global_numels), 1
+        )
 
-    def _new_sums(self, batch: Batch) -> Tensor:
+    def _new_sums(self, batch: Batch) -> tuple[Tensor, tuple[Any, ...]]:
+        """Each tensor's sum of g^2 (with amsgrad, of the new maximum), and where it has to be added up."""
+        amsgrad = batch.group.get("amsgrad", False)
+        if not amsgrad and batch.squares is not None and not any(rule.couples for rule in batch.rules):
+            scale = 1.0 if batch.factor is None else batch.factor * batch.factor
+            return batch.squares * scale, ()  # the clipping has formed them, over all shards
         grads = batch.moment_gradients()
-        if not batch.group.get("amsgrad", False):
-            return batch.sums_of_squares(grads)
+        if not amsgrad:
+            return batch.sums_of_squares(grads), batch.shard_groups
         _, beta2 = batch.group["betas"]
-        v = torch._foreach_mul(batch.state("exp_avg_sq"), beta2)
+        v = torch._foreach_mul(batch.moment("exp_avg_sq"), beta2)
         torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
-        torch._foreach_maximum_(v, batch.state("max_exp_avg_sq"))
-        return batch.sums(v)
+        torch._foreach_maximum_(v, batch.moment("max_exp_avg_sq"))
+        return batch.sums(v), batch.shard_groups
 
     def _recover_sums(self, batches: list[Batch]) -> None:
         """Sum v once where the sum is unknown: state that comes from another optimizer's checkpoint."""
         unknown = [b for b in batches if any("exp_avg_sq_sum" not in s for s in b.states)]
-        for batch, sums in zip(unknown, all_sum([(b.sums(b.state("exp_avg_sq")), b.shard_groups) for b in unknown])):
+        for batch, sums in zip(unknown, all_sum([(b.sums(b.moment("exp_avg_sq")), b.shard_groups) for b in unknown])):
             for state, total in zip(batch.states, sums.unbind()):
                 state.setdefault("exp_avg_sq_sum", total.clone())
                 state.setdefault("exp_avg_sq_sum_step", state["step"].clone())
@@ -116,6 +116,6 @@ class SecondMoment(Moments):
         return torch.where(mean > 0, mean.rsqrt(), torch.zeros_like(mean))
 
 
-def correction(beta: float, t: float) -> float:
-    """``1 - beta**t`` without cancellation; 1 where beta is 0."""
-    return -math.expm1(t * math.log(beta)) if beta > 0 else 1.0
+def correction(beta: float, t: Tensor) -> Tensor:
+    """``1 - beta**t`` without cancellation; 1 where beta is 0. ``t`` is a float64 vector of step counts."""
+    return -torch.expm1(t * math.log(beta)) if beta > 0 else torch.ones_like(t)

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from mooring.kernels.eager import TensorList
 from mooring.moments.base import Moments
+from mooring.step.scalars import factors
 
 if TYPE_CHECKING:
     from mooring.step.batch import Batch
@@ -56,10 +57,12 @@ class Momentum(Moments):
         momentum, fresh = group["momentum"], 1 - group["dampening"]
         if momentum == 0:
             return torch._foreach_mul(grads, fresh) if self.zero_start and fresh != 1 else grads
-        buffer = batch.state("momentum_buffer")
-        first = [t == 1 and not self.zero_start for t in batch.steps]
+        buffer = batch.moment("momentum_buffer")
+        share = torch.full_like(batch.steps, fresh)
+        if not self.zero_start:
+            share = torch.where(batch.steps == 1, torch.ones_like(share), share)
         torch._foreach_mul_(buffer, momentum)  # zero before the first step
-        torch._foreach_add_(buffer, torch._foreach_mul(grads, [1.0 if f else fresh for f in first]))
+        torch._foreach_add_(buffer, torch._foreach_mul(grads, factors(share, batch.dtype)))
         if not group["nesterov"]:
             return buffer
         u = torch._foreach_mul(buffer, momentum)

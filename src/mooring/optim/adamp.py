@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+from typing_extensions import Unpack
+
 from mooring.moments.adam import Adam
 from mooring.moments.sgd import Momentum
 from mooring.optim.base import Optimizer, ParamsT
+from mooring.optim.common import CommonOptions
 from mooring.rules import BufferHorizonDecay, DecoupledDecay, RadialProjection
 
 
@@ -34,6 +37,7 @@ class AdamP(Optimizer):
         nesterov: Nesterov momentum as in the authors' code.
         amsgrad: use the running maximum of the second moment.
         maximize: ascend.
+        common: see :class:`mooring.optim.common.CommonOptions`.
 
     Raises:
         ValueError: for an option out of range, or a complex parameter.
@@ -59,6 +63,7 @@ class AdamP(Optimizer):
         *,
         amsgrad: bool = False,
         maximize: bool = False,
+        **common: Unpack[CommonOptions],
     ) -> None:
         options = dict(
             lr=lr,
@@ -71,7 +76,7 @@ class AdamP(Optimizer):
             amsgrad=amsgrad,
             maximize=maximize,
         )
-        super().__init__(params, options, Adam(), [RadialProjection(), DecoupledDecay()])
+        super().__init__(params, options, Adam(), [RadialProjection(), DecoupledDecay()], common)
 
 
 class SGDP(Optimizer):
@@ -98,6 +103,7 @@ class SGDP(Optimizer):
         wd_ratio: factor on the decay of projected tensors.
         project_buffer: project the momentum buffer in place (no effect with nesterov).
         maximize: ascend.
+        common: see :class:`mooring.optim.common.CommonOptions`.
 
     Raises:
         ValueError: for an option out of range, or a complex parameter.
@@ -124,6 +130,7 @@ class SGDP(Optimizer):
         *,
         project_buffer: bool = False,
         maximize: bool = False,
+        **common: Unpack[CommonOptions],
     ) -> None:
         options = dict(
             lr=lr,
@@ -137,4 +144,4 @@ class SGDP(Optimizer):
             project_buffer=project_buffer,
             maximize=maximize,
         )
-        super().__init__(params, options, Momentum(zero_start=True), [RadialProjection(), BufferHorizonDecay()])
+        super().__init__(params, options, Momentum(zero_start=True), [RadialProjection(), BufferHorizonDecay()], common)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing_extensions import Unpack
+
 from mooring.moments.adam import Adam
 from mooring.optim.base import Optimizer, ParamsT
+from mooring.optim.common import CommonOptions
 from mooring.rules import DecoupledDecay
 
 
@@ -25,6 +28,7 @@ class AdamW(Optimizer):
         weight_decay: decay toward zero per unit of learning rate.
         amsgrad: use the running maximum of the second moment.
         maximize: ascend.
+        common: see :class:`mooring.optim.common.CommonOptions`.
 
     Raises:
         ValueError: for an option out of range.
@@ -47,6 +51,7 @@ class AdamW(Optimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        **common: Unpack[CommonOptions],
     ) -> None:
         options = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize)
-        super().__init__(params, options, Adam(), [DecoupledDecay()])
+        super().__init__(params, options, Adam(), [DecoupledDecay()], common)

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from mooring.anchors import capture
 from mooring.moments.base import Moments
+from mooring.optim import common as common_options
+from mooring.optim.common import CommonOptions
 from mooring.optim.plan import Plan
 from mooring.optim.pretty import pipeline_text, stages
-from mooring.step.batch import state_dtype
+from mooring.step.batch import compensated, state_dtype
+from mooring.step.gradients import screen
 from mooring.step.pipeline import take_step
 from mooring.step.rule import Rule
 from mooring.step.scalars import host_value
@@ -33,9 +36,24 @@ class Optimizer(torch.optim.Optimizer):
         defaults: group options and their defaults.
         moments: how the update direction is made.
         rules: what is done with it, in order.
+        common: the options that every optimizer takes.
+
+    Attributes:
+        grad_norm: after a step with ``max_grad_norm`` or ``non_finite="skip"``, the norm of the unscaled gradients
+            before clipping, 0-dim float64 on their device; reading its value waits for the device. Else None.
     """
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any], moments: Moments, rules: Sequence[Rule]) -> None:
+    grad_norm: Tensor | None
+
+    def __init__(
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        moments: Moments,
+        rules: Sequence[Rule],
+        common: CommonOptions | None = None,
+    ) -> None:
+        defaults = {**common_options.with_defaults(type(self).__name__, common or {}), **defaults}
         self._moments, self._rules = moments, tuple(rules)
         self._reset()
         for rule in self._rules:
@@ -48,6 +66,8 @@ class Optimizer(torch.optim.Optimizer):
         self._plan: Plan | None = None
         # Parameters whose anchor follows the weights until the first step that can move them.
         self._unanchored: set[Tensor] = set()
+        self.grad_norm = None
+        self._skipped: Tensor | None = None
 
     # Groups.
 
@@ -61,6 +81,7 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             self._check_group(self.param_groups[-1])
+            common_options.check_shared(self.param_groups)
         except ValueError:
             del self.param_groups[before:]
             raise
@@ -73,6 +94,7 @@ class Optimizer(torch.optim.Optimizer):
         if number is not None and not 0 <= number < float("inf"):
             raise ValueError(f"lr must be a finite number >= 0, got {lr!r}")
         self._moments.check(group)
+        self._check_common(group)
         for rule in self._rules:
             rule.check(group)
         if "anchor" in group:
@@ -93,6 +115,13 @@ class Optimizer(torch.optim.Optimizer):
                     f"params: {self._name(group, i)} is a flat shard of FSDP version 1, which hides the shapes and "
                     f"sums that {reader} reads; use fully_shard (FSDP2)"
                 )
+
+    def _check_common(self, group: dict[str, Any]) -> None:
+        common_options.check(group)
+        for i, p in enumerate(group["params"]):
+            common_options.check_parameter(group, self._name(group, i), p)
+        if common_options.draws(group):
+            group.setdefault("draws", 0)
 
     @staticmethod
     def _name(group: dict[str, Any], i: int) -> str:
@@ -128,11 +157,50 @@ class Optimizer(torch.optim.Optimizer):
             fresh = not self.state
             self._fill_state(plan)
             if not (fresh and self._is_dry_run(plan)):
-                self._capture_anchors(plan)
-                for batch in plan.batches:
-                    batch.begin()
-                take_step(plan.batches)
+                self._take(plan)
         return loss
+
+    def _take(self, plan: Plan) -> None:
+        common_options.check_shared(self.param_groups)
+        group = self.param_groups[0]
+        found = screen(
+            plan.batches,
+            group["max_grad_norm"],
+            group["non_finite"] == "skip",
+            getattr(self, "grad_scale", None),
+            getattr(self, "found_inf", None),
+        )
+        self.grad_norm = found.norm
+        if found.skip is not None:
+            one = found.skip.to(torch.int64)
+            self._skipped = one if self._skipped is None else self._skipped + one
+        if found.skip_now:
+            return
+        self._capture_anchors(plan)
+        for group in self.param_groups:
+            if common_options.draws(group):
+                group["draws"] = group.get("draws", 0) + 1
+        for batch in plan.batches:
+            batch.begin(found.skip if found.undecided else None)
+        take_step(plan.batches)
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps changed nothing because gradients were not finite, since this object was made or loaded.
+
+        Waits for the device.
+        """
+        return 0 if self._skipped is None else int(self._skipped)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler leaves unscaling and skipping to this step, which then waits for nothing.
+
+        Only where the step was asked to handle gradients: trainers that clip by themselves refuse an optimizer that
+        says yes.
+        """
+        group = self.param_groups[0]
+        return bool(group["max_grad_norm"] is not None or group["non_finite"] == "skip")
 
     def _refuse_sparse(self) -> None:
         for group in self.param_groups:
@@ -162,8 +230,10 @@ class Optimizer(torch.optim.Optimizer):
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)
         if not all(name in state for name in self._moments.state_names(group)):
-            zeros = torch.zeros_like(p, dtype=state_dtype(p.dtype), memory_format=torch.preserve_format)
-            self._moments.fill(state, group, zeros)
+            kept = state_dtype(p.dtype, group.get("state_dtype", "float32"))
+            self._moments.fill(state, group, torch.zeros_like(p, dtype=kept, memory_format=torch.preserve_format))
+        if compensated(p.dtype, group) and "compensation" not in state:
+            state["compensation"] = torch.zeros_like(p, dtype=torch.int16, memory_format=torch.preserve_format)
         if group.get("anchor") == "capture" and "anchor" not in state:
             if state["step"] > 0:
                 raise RuntimeError(capture.MISSING.format(name=type(self).__name__))
@@ -237,6 +307,7 @@ class Optimizer(torch.optim.Optimizer):
         self._restore_types(final)
         for group in self.param_groups:
             self._check_group(group)
+        common_options.check_shared(self.param_groups)
 
     def _saved_states(self, state_dict: dict[str, Any]) -> Iterable[tuple[dict[str, Any], Tensor, dict[str, Any]]]:
         """(own group, parameter, saved state) for every parameter that has a saved state."""
@@ -259,7 +330,8 @@ class Optimizer(torch.optim.Optimizer):
                     continue
                 own = state[name]
                 if name in self._moments.state_names({**group, "amsgrad": True}):
-                    dtype = state_dtype(p.dtype)
+                    wide = name in self._moments.always_wide
+                    dtype = state_dtype(p.dtype, "float32" if wide else group.get("state_dtype", "float32"))
                 else:
                     dtype = value.dtype
                 # From the checkpoint itself: what torch loaded has been rounded to the parameter's type.

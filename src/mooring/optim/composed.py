@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing_extensions import Unpack
+
 from mooring.moments.adai import Adai as AdaiMoments
 from mooring.moments.adam import Adam as AdamMoments
 from mooring.moments.sgd import Momentum
 from mooring.optim.base import Optimizer, ParamsT
+from mooring.optim.common import CommonOptions
 from mooring.optim.compose import compose
 from mooring.rules import CoupledDecay, DecoupledDecay
 from mooring.step.rule import Rule
@@ -38,6 +41,7 @@ class Adam(Optimizer):
         nesterov: Nesterov momentum as in AdamP's released code.
         anchor: where a rule needs one: ``"capture"`` (default), ``"zero"`` or None.
         maximize: ascend.
+        common: see :class:`mooring.optim.common.CommonOptions`.
 
     Raises:
         TypeError: for something in ``rules`` that is not a rule.
@@ -63,6 +67,7 @@ class Adam(Optimizer):
         nesterov: bool = False,
         anchor: str | None = "capture",
         maximize: bool = False,
+        **common: Unpack[CommonOptions],
     ) -> None:
         options = dict(
             lr=lr,
@@ -75,7 +80,7 @@ class Adam(Optimizer):
         )
         recipe = compose(rules, options, CoupledDecay(), anchor)
         scans = any(rule.needs_stable_scale for rule in recipe)
-        super().__init__(params, options, AdamMoments(track_sum=scans), recipe)
+        super().__init__(params, options, AdamMoments(track_sum=scans), recipe, common)
 
 
 class SGD(Optimizer):
@@ -100,6 +105,7 @@ class SGD(Optimizer):
         rules: what is done with the update direction, in order; see ``mooring.rules``.
         anchor: where a rule needs one: ``"capture"`` (default), ``"zero"`` or None.
         maximize: ascend.
+        common: see :class:`mooring.optim.common.CommonOptions`.
 
     Raises:
         TypeError: for something in ``rules`` that is not a rule.
@@ -125,6 +131,7 @@ class SGD(Optimizer):
         rules: Sequence[Rule] = (),
         anchor: str | None = "capture",
         maximize: bool = False,
+        **common: Unpack[CommonOptions],
     ) -> None:
         options = dict(
             lr=lr,
@@ -134,7 +141,7 @@ class SGD(Optimizer):
             nesterov=nesterov,
             maximize=maximize,
         )
-        super().__init__(params, options, Momentum(), compose(rules, options, CoupledDecay(), anchor))
+        super().__init__(params, options, Momentum(), compose(rules, options, CoupledDecay(), anchor), common)
 
 
 class Adai(Optimizer):
@@ -153,6 +160,7 @@ class Adai(Optimizer):
         rules: what is done with the update direction, in order; see ``mooring.rules``.
         anchor: where a rule needs one: ``"capture"`` (default), ``"zero"`` or None.
         maximize: ascend.
+        common: see :class:`mooring.optim.common.CommonOptions`.
 
     Raises:
         TypeError: for something in ``rules`` that is not a rule.
@@ -175,9 +183,10 @@ class Adai(Optimizer):
         rules: Sequence[Rule] = (),
         anchor: str | None = "capture",
         maximize: bool = False,
+        **common: Unpack[CommonOptions],
     ) -> None:
         options = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
-        super().__init__(params, options, AdaiMoments(), compose(rules, options, CoupledDecay(), anchor))
+        super().__init__(params, options, AdaiMoments(), compose(rules, options, CoupledDecay(), anchor), common)
 
 
 class AdaiS(Optimizer):
@@ -193,6 +202,7 @@ class AdaiS(Optimizer):
         eps: 1 - eps is the largest momentum.
         weight_decay: decay toward zero per unit of learning rate.
         maximize: ascend.
+        common: see :class:`mooring.optim.common.CommonOptions`.
 
     Raises:
         ValueError: for an option out of range.
@@ -212,6 +222,7 @@ class AdaiS(Optimizer):
         weight_decay: float = 0,
         *,
         maximize: bool = False,
+        **common: Unpack[CommonOptions],
     ) -> None:
         options = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
-        super().__init__(params, options, AdaiMoments(), [DecoupledDecay()])
+        super().__init__(params, options, AdaiMoments(), [DecoupledDecay()], common)

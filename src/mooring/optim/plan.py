@@ -73,6 +73,8 @@ def _kind(group: dict[str, Any], moments: Moments, rules: Sequence[Rule]) -> tup
         group.get("anchor"),
         group.get("row_dim"),
         host_value_is_remote(group["lr"]),
+        group.get("rounding"),
+        group.get("state_dtype"),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mooring.moments.base import Moments
+from mooring.optim import common
 from mooring.step.rule import Rule
 
 
@@ -24,9 +25,11 @@ def pipeline_text(name: str, groups: Sequence[dict[str, Any]], moments: Moments,
         active = [rule for rule in rules if rule.active(group)]
         count = sum(p.numel() for p in group["params"])
         shrinks = [text for rule in active if (text := rule.shrink(group))]
+        options = common.describe(group)
         lines += [
             f"  group {i}: {len(group['params'])} tensors, {count:,} elements, lr {float(group['lr']):g}",
             f"    {' -> '.join(stages(group, moments, rules))}",
             f"    shrink per step: {' and '.join(shrinks) or 'none'}",
+            *([f"    {options}"] if options else []),
         ]
     return "\n".join([*lines, ")"])

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+from typing_extensions import Unpack
+
 from mooring.moments.adam import Adam
 from mooring.moments.sgd import Momentum
 from mooring.optim.base import Optimizer, ParamsT, announce_anchored_decay
+from mooring.optim.common import CommonOptions
 from mooring.rules import DecoupledDecay, SelectiveProjection
 
 # The paper's rule; a decay, where asked for, goes to the anchor, and to zero in groups that have none.
@@ -34,6 +37,7 @@ class AdamSPD(Optimizer):
         strength: the paper's lambda, dimensionless; 1 projects onto the previous radius, 0 switches SPD off.
         anchor: ``"capture"``, ``"zero"`` (for LoRA factors), or None for no anchor.
         maximize: ascend.
+        common: see :class:`mooring.optim.common.CommonOptions`.
 
     Raises:
         ValueError: for an option out of range, a complex parameter, or a checkpoint without its anchor.
@@ -60,6 +64,7 @@ class AdamSPD(Optimizer):
         strength: float = 1.0,
         anchor: str | None = "capture",
         maximize: bool = False,
+        **common: Unpack[CommonOptions],
     ) -> None:
         options = dict(
             lr=lr,
@@ -71,7 +76,7 @@ class AdamSPD(Optimizer):
             anchor=anchor,
             maximize=maximize,
         )
-        super().__init__(params, options, Adam(), RECIPE)
+        super().__init__(params, options, Adam(), RECIPE, common)
         announce_anchored_decay(type(self).__name__, self.param_groups)
 
 
@@ -92,6 +97,7 @@ class SGDSPD(Optimizer):
         strength: the paper's lambda, dimensionless; 1 projects onto the previous radius, 0 switches SPD off.
         anchor: ``"capture"``, ``"zero"`` (for LoRA factors), or None for no anchor.
         maximize: ascend.
+        common: see :class:`mooring.optim.common.CommonOptions`.
 
     Raises:
         ValueError: for an option out of range, a complex parameter, or a checkpoint without its anchor.
@@ -116,6 +122,7 @@ class SGDSPD(Optimizer):
         strength: float = 1.0,
         anchor: str | None = "capture",
         maximize: bool = False,
+        **common: Unpack[CommonOptions],
     ) -> None:
         options = dict(
             lr=lr,
@@ -127,5 +134,5 @@ class SGDSPD(Optimizer):
             anchor=anchor,
             maximize=maximize,
         )
-        super().__init__(params, options, Momentum(), RECIPE)
+        super().__init__(params, options, Momentum(), RECIPE, common)
         announce_anchored_decay(type(self).__name__, self.param_groups)

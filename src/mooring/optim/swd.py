@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing_extensions import Unpack
+
 from mooring.moments.adam import Adam
 from mooring.moments.sgd import Momentum
 from mooring.optim.base import Optimizer, ParamsT
+from mooring.optim.common import CommonOptions
 from mooring.rules import StableDecay
 
 
@@ -29,6 +32,7 @@ class AdamS(Optimizer):
         weight_decay: decay toward zero per unit of effective learning rate.
         amsgrad: use the running maximum of the second moment, for v̄ too.
         maximize: ascend.
+        common: see :class:`mooring.optim.common.CommonOptions`.
 
     Raises:
         ValueError: for an option out of range.
@@ -51,9 +55,10 @@ class AdamS(Optimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        **common: Unpack[CommonOptions],
     ) -> None:
         options = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize)
-        super().__init__(params, options, Adam(track_sum=True), [StableDecay()])
+        super().__init__(params, options, Adam(track_sum=True), [StableDecay()], common)
 
 
 class SGDS(Optimizer):
@@ -75,6 +80,7 @@ class SGDS(Optimizer):
         weight_decay: decay toward zero per unit of effective learning rate.
         nesterov: Nesterov momentum; needs momentum > 0 and dampening 0.
         maximize: ascend.
+        common: see :class:`mooring.optim.common.CommonOptions`.
 
     Raises:
         ValueError: for an option out of range.
@@ -97,6 +103,7 @@ class SGDS(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        **common: Unpack[CommonOptions],
     ) -> None:
         options = dict(
             lr=lr,
@@ -106,4 +113,4 @@ class SGDS(Optimizer):
             nesterov=nesterov,
             maximize=maximize,
         )
-        super().__init__(params, options, Momentum(), [StableDecay()])
+        super().__init__(params, options, Momentum(), [StableDecay()], common)

@@ -83,6 +83,14 @@ class Wrapped(Optimizer):
         for group in self.param_groups:
             self._check_group(group)
 
+    @override
+    def _check_common(self, group: dict[str, Any]) -> None:
+        """Gradients, rounding and moments are the wrapped optimizer's business."""
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return False
+
     # One set of groups, one state: a scheduler that holds either optimizer changes both.
 
     @property

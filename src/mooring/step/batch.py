@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mooring.kernels import eager
+from mooring.kernels import eager, random, rounding
 from mooring.kernels.eager import TensorList
 from mooring.moments.base import Moments
+from mooring.step.guard import Guard
 from mooring.step.layout import Layout
 from mooring.step.move import Move, Slices
 from mooring.step.rule import Rule
 from mooring.step.scalars import host_value, on_device, option_vector
-from mooring.step.shards import Sharding, all_sum, local
+from mooring.step.shards import Sharding, all_sum, local, piece
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -23,9 +24,19 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type of parameter-shaped moments: the compute type, complex where the parameter is."""
+def state_dtype(dtype: torch.dtype, kept: str = "float32") -> torch.dtype:
+    """The type of parameter-shaped moments: the compute type, complex where the parameter is.
+
+    Where that is float32 it may be kept as bfloat16.
+    """
+    if kept == "bfloat16" and compute_dtype(dtype) == torch.float32:
+        return torch.bfloat16
     return dtype if dtype.is_complex else compute_dtype(dtype)
+
+
+def compensated(dtype: torch.dtype, group: Mapping[str, Any]) -> bool:
+    """Whether a weight of this type keeps, beside it, what it cannot hold."""
+    return group.get("rounding") == "kahan" and dtype in (torch.bfloat16, torch.float16)
 
 
 def _real(x: Tensor) -> Tensor:
@@ -83,17 +94,56 @@ class Batch:
             self.rule_device,
         )
         self.states: list[dict[str, Any]] = []
-        self.steps: list[float] = []
+        # How many steps each tensor has taken, this one included: (T,) float64, where the states count them.
+        self.steps = torch.zeros(len(self.params), dtype=torch.float64)
         self._options: dict[str, tuple[list[Any], Tensor]] = {}
         # Where another optimizer has already moved the weights: what they were, in the compute type.
         self.before: list[Tensor] | None = None
         self.scanned: Tensor | None = None
+        # What the look over all gradients found: their factor, and each tensor's sum of squares before it.
+        self.factor: Tensor | None = None
+        self.squares: Tensor | None = None
+        self._guard: Guard | None = None
+        self._wide: dict[str, list[Tensor]] = {}
+        self._compensated = compensated(self.owners[0].dtype, self.group)
+        self._pieces = [piece(p) for p in self.owners] if self._draws() else []
 
-    def begin(self) -> None:
-        """Count the step."""
+    def begin(self, skip: Tensor | None = None) -> None:
+        """Count the step.
+
+        Args:
+            skip: on the device, whether :meth:`end` is to undo the step. Step counts then live there too.
+        """
         self.look_up()
+        if skip is not None:
+            self._count_on_device()
+            self._guard = Guard(skip.to(self.device, non_blocking=True))
+            self._guard.keep([x for s in self.states for x in s.values() if isinstance(x, Tensor) and x.ndim == 0])
         torch._foreach_add_([s["step"] for s in self.states], 1)
-        self.steps = [float(s["step"]) for s in self.states]
+        self.steps = torch.stack([s["step"].to(torch.float64) for s in self.states])
+
+    def _count_on_device(self) -> None:
+        for state in self.states:
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.ndim == 0 and value.device != self.device:
+                    state[name] = value.to(self.device, non_blocking=True)
+
+    def enter(self) -> None:
+        """Copy what this step may have to put back; nothing where the host knows that it is taken."""
+        if self._guard is not None:
+            kept = [_real(local(x)) for s in self.states for k, x in s.items() if k != "anchor" and x.ndim]
+            self._guard.keep([*self.params, *kept])
+
+    def end(self) -> None:
+        """Round moments into the type they are kept in, and undo the step where it was to be skipped."""
+        for name, wide in self._wide.items():
+            stored = self.state(name)
+            noise = self._bits(name)
+            torch._foreach_copy_(stored, [rounding.stochastic(x, torch.bfloat16, b) for x, b in zip(wide, noise)])
+        self._wide = {}
+        if self._guard is not None:
+            self._guard.restore()
+            self._guard = None
 
     def look_up(self) -> None:
         """Find the weights again: hosts may have replaced their storage since the last step."""
@@ -128,6 +178,15 @@ class Batch:
         """This process's piece of a parameter-shaped state of every tensor."""
         return [_real(local(s[name])) for s in self.states]
 
+    def moment(self, name: str) -> list[Tensor]:
+        """The same in the compute type, to be written in place; what is kept in bfloat16 is rounded at the end."""
+        stored = self.state(name)
+        if stored[0].dtype == self.dtype:
+            return stored
+        if name not in self._wide:
+            self._wide[name] = self.widen(stored)
+        return self._wide[name]
+
     def host_options(self, name: str) -> list[float]:
         """A group option of every tensor, as numbers."""
         return [float(g[name]) for g in self.groups]
@@ -149,7 +208,7 @@ class Batch:
         return [t if t.dtype == self.dtype else t.to(self.dtype) for t in tensors]
 
     def gradients(self) -> list[Tensor]:
-        """Gradients in the compute type, negated with ``maximize``; never the user's tensors to write on."""
+        """Gradients in the compute type, unscaled and clipped, negated with ``maximize``; never to be written on."""
         grads = []
         for p in self.owners:
             g = p.grad
@@ -158,6 +217,9 @@ class Batch:
                 g = g.redistribute(placements=p.placements)  # type: ignore[attr-defined]
             grads.append(_real(local(g.detach())))
         grads = self.widen(grads)
+        if self.factor is not None:
+            factor = self.factor.to(self.dtype)
+            return list(torch._foreach_mul(grads, -factor if self.group.get("maximize", False) else factor))
         return list(torch._foreach_neg(grads)) if self.group.get("maximize", False) else grads
 
     def sums(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -213,7 +275,7 @@ class Batch:
         terms = move.terms()
         if move.buffer is None and self.layout.one_each and self.rule_device.type == "cpu":
             lists = [(c.expand(len(self.params)).tolist(), vectors[letter]) for letter, c in terms]
-            self._subtract(self.params, wide, eager.displacement_lists(lists))
+            self._subtract(slice(None), wide, eager.displacement_lists(lists))
             return
         for block in self.layout.blocks:
             matrices = {letter: self.layout.matrix(block, vectors[letter]) for letter, _ in terms}
@@ -222,19 +284,48 @@ class Batch:
             if move.buffer is not None:
                 weights = matrices.get("p", self.layout.matrix(block, vectors["p"]))
                 radial = eager.displacement([(move.buffer[block.slices], weights)])
-                buffers = self.state("momentum_buffer")[block.tensors]
+                buffers = self.moment("momentum_buffer")[block.tensors]
                 torch._foreach_sub_(buffers, self.layout.split(block, radial, self.params))
-            self._subtract(self.params[block.tensors], wide[block.tensors], s)
+            self._subtract(block.tensors, wide[block.tensors], s)
 
-    def _subtract(self, stored: TensorList, wide: TensorList, s: TensorList) -> None:
+    def _subtract(self, tensors: slice, wide: TensorList, s: TensorList) -> None:
+        """Subtract and round once, as the group asks."""
+        stored = self.params[tensors]
         if stored[0].dtype == self.dtype:
             torch._foreach_sub_(stored, s)
-        else:
-            torch._foreach_copy_(stored, torch._foreach_sub(wide, s))
+            return
+        moved = torch._foreach_sub(wide, s)
+        if self._compensated:
+            pairs = [rounding.split(x, stored[0].dtype) for x in moved]
+            torch._foreach_copy_(self.state("compensation")[tensors], [rest for _, rest in pairs])
+            moved = tuple(rounded for rounded, _ in pairs)
+        elif self.group.get("rounding") == "stochastic":
+            bits = self._bits("weight", tensors)
+            moved = tuple(rounding.stochastic(x, stored[0].dtype, b) for x, b in zip(moved, bits))
+        torch._foreach_copy_(stored, moved)
+
+    def _draws(self) -> bool:
+        stochastic = self.group.get("rounding") == "stochastic" and self.owners[0].dtype != self.dtype
+        return stochastic or self.group.get("state_dtype") == "bfloat16"
+
+    def _bits(self, purpose: str, tensors: slice = slice(None)) -> list[Tensor]:
+        """Random bits for rounding, int32 in [0, 2^16): those of this step, these elements and this purpose."""
+        return [
+            random.fill(
+                torch.empty(p.shape, dtype=torch.int32, device=p.device),
+                random.key("rounding", purpose, group["draws"], position),
+                _sixteen_bits,
+                where.whole,
+                where.offset,
+            )
+            for p, group, position, where in zip(
+                self.params[tensors], self.groups[tensors], self.positions[tensors], self._pieces[tensors]
+            )
+        ]
 
     def vectors(self) -> dict[str, TensorList]:
         """The directions of the step that exist before the moments: g, p, and d where a rule needs it."""
-        params = self.widen(self.params) if self.before is None else self.before
+        params = self._weights() if self.before is None else self.before
         out: dict[str, TensorList] = {"g": self.gradients(), "p": params}
         if self.anchored:
             if self.group["anchor"] == "zero":
@@ -242,6 +333,12 @@ class Batch:
             else:
                 out["d"] = torch._foreach_sub(params, self.widen(self.state("anchor")))
         return out
+
+    def _weights(self) -> list[Tensor]:
+        """The weights in the compute type, with what their own type could not hold."""
+        if self._compensated:
+            return [rounding.join(p, rest) for p, rest in zip(self.params, self.state("compensation"))]
+        return self.widen(self.params)
 
     def coupled(self, vectors: dict[str, TensorList]) -> TensorList:
         """The gradients that the moments see: with the terms of coupled decay."""
@@ -256,6 +353,10 @@ class Batch:
     def moment_gradients(self) -> TensorList:
         """The same before the step has begun; forms the directions only where coupled decay needs them."""
         return self.coupled(self.vectors()) if any(rule.couples for rule in self.rules) else self.gradients()
+
+
+def _sixteen_bits(n: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 1 << 16, (n,), dtype=torch.int32, device=generator.device, generator=generator)
 
 
 def host_value_is_remote(value: Any) -> bool:

@@ -44,6 +44,7 @@ def scan(batches: Sequence[Batch]) -> None:
 
 def observe_decide_apply(batch: Batch) -> Generator[Request, Tensor, None]:
     """One batch's step. Yields what has to be summed over processes and is sent the sums."""
+    batch.enter()
     vectors = batch.vectors()
     vectors["u"] = batch.moments.update(batch, batch.coupled(vectors), vectors["p"])
 
@@ -63,6 +64,7 @@ def observe_decide_apply(batch: Batch) -> Generator[Request, Tensor, None]:
             totals = list(summed.unbind())
         rule.decide(x, totals)
     batch.apply(x.move, vectors)
+    batch.end()
 
 
 def _drive(steps: Sequence[Generator[Request, Tensor, None]]) -> None:

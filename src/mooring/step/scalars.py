@@ -18,10 +18,19 @@ def host_value(value: Any) -> float | None:
 
 def on_device(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
     """Numbers as a vector on ``device``; on CUDA the copy goes through pinned memory, so the host does not wait."""
-    vector = torch.tensor(values, dtype=dtype)
-    if device.type == "cuda":
+    return moved(torch.tensor(values, dtype=dtype), device)
+
+
+def moved(vector: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on ``device``; from the host to CUDA through pinned memory, so the host does not wait."""
+    if device.type == "cuda" and vector.device.type == "cpu":
         return vector.pin_memory().to(device, non_blocking=True)
-    return vector.to(device)
+    return vector.to(device, non_blocking=True)
+
+
+def factors(vector: Tensor, dtype: torch.dtype) -> Any:
+    """A vector as the list that ``torch._foreach`` functions take: numbers on the host, else 0-dim tensors."""
+    return vector.tolist() if vector.device.type == "cpu" else list(vector.to(dtype).unbind())
 
 
 def option_vector(values: Sequence[Any], device: torch.device) -> Tensor:

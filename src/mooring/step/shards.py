@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from mooring.kernels.eager import row_sums
+from mooring.step.scalars import on_device
 
 
 @dataclass(frozen=True)
@@ -101,3 +105,48 @@ def all_sum(requests: list[tuple[Tensor, tuple[Any, ...]]]) -> list[Tensor]:
         for i, piece in zip(members, pieces):
             results[i] = piece.view(requests[i][0].shape)
     return results
+
+
+def ordered_sum(parts: Sequence[Tensor], positions: Sequence[Sequence[int]]) -> Tensor:
+    """Add quantities per tensor over the model, in the order of the parameters.
+
+    The way tensors were batched does not change a bit of the sum.
+
+    Args:
+        parts: float64 vectors, one per batch.
+        positions: where each tensor of each batch stands among all parameters.
+
+    Returns:
+        A 0-dim float64 tensor on the first part's device.
+    """
+    device = parts[0].device
+    order = [i for batch in positions for i in batch]
+    place = sorted(range(len(order)), key=lambda i: order[i])
+    joined = torch.cat([part.to(device, non_blocking=True) for part in parts])
+    return row_sums(joined[on_device(place, device, torch.int64)].unsqueeze(0))[0]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A rectangle of a tensor that lies on one process.
+
+    Attributes:
+        whole: the shape of the whole tensor.
+        offset: where the rectangle begins, per dimension.
+        shape: its own shape.
+    """
+
+    whole: tuple[int, ...]
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def piece(p: Tensor) -> Piece:
+    """Which part of a parameter this process holds; all of it where it is not sharded."""
+    whole = tuple(p.shape)
+    if not is_sharded(p):
+        return Piece(whole, (0,) * len(whole), whole)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)  # type: ignore[attr-defined]
+    return Piece(whole, tuple(offset), tuple(shape))
