@@ -118,4 +118,8 @@ class SecondMoment(Moments):
 
 def correction(beta: float, t: Tensor) -> Tensor:
     """``1 - beta**t`` without cancellation; 1 where beta is 0. ``t`` is a float64 vector of step counts."""
-    return -torch.expm1(t * math.log(beta)) if beta > 0 else torch.ones_like(t)
+    if beta == 0:
+        return torch.ones_like(t)
+    if t.device.type == "cpu":  # the C library's expm1 is the more exact one
+        return torch.tensor([-math.expm1(n * math.log(beta)) for n in t.tolist()], dtype=t.dtype)
+    return -torch.expm1(t * math.log(beta))
