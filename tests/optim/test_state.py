@@ -278,6 +278,20 @@ def test_unknown_group_keys_are_kept_and_ignored(row: OptimizerRow) -> None:
     assert extra.state_dict()["param_groups"][0]["layer"] == "head"
 
 
+@every_row
+def test_options_of_other_methods_are_ignored(row: OptimizerRow) -> None:
+    """One set of groups serves every method, so each meets options that only others have."""
+    plain = row.build(make_params())
+    others: dict[str, Any] = {
+        "betas": (0.3, 0.4), "eps": 1.0, "amsgrad": True, "nesterov": True, "momentum": 0.3, "dampening": 0.2,
+        "delta": 5.0, "wd_ratio": 0.3, "strength": 3.0, "row_dim": 1,
+    }  # fmt: skip
+    foreign = {key: value for key, value in others.items() if key not in plain.defaults}
+    extra = row.build([{"params": make_params(), **foreign}])
+    assert same_bits(train(plain, 0, 4), train(extra, 0, 4))
+    assert [set(state) for state in plain.state.values()] == [set(state) for state in extra.state.values()]
+
+
 @anchored_rows
 def test_resuming_without_the_anchor_is_an_error(row: OptimizerRow) -> None:
     """A new capture in mid-training would silently moor the weights to the wrong place."""

@@ -28,14 +28,20 @@ class Adam(SecondMoment):
 
     Args:
         track_sum: scan the gradients for the mean of v̂, which stable weight decay reads.
+        nesterov: read the group option ``nesterov``. Where the optimizer has no such option, a group that was made for
+            another optimizer may still hold it, and it means nothing.
     """
 
-    def __init__(self, track_sum: bool = False) -> None:
+    def __init__(self, track_sum: bool = False, nesterov: bool = False) -> None:
         self.scans = track_sum
+        self._has_nesterov = nesterov
+
+    def _nesterov(self, group: Mapping[str, Any]) -> bool:
+        return bool(self._has_nesterov and group["nesterov"])
 
     @override
     def shared(self, group: Mapping[str, Any]) -> Hashable:
-        return (super().shared(group), group["amsgrad"], group.get("nesterov", False))
+        return (super().shared(group), group["amsgrad"], self._nesterov(group))
 
     @override
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -65,12 +71,13 @@ class Adam(SecondMoment):
         torch._foreach_mul_(denominator, factors(c1 / c2.sqrt(), batch.dtype))
         torch._foreach_add_(denominator, factors(c1 * group["eps"], batch.dtype))
         numerator: TensorList = m
-        if group.get("nesterov", False):
+        if self._nesterov(group):
             numerator = torch._foreach_mul(m, beta1)
             torch._foreach_add_(numerator, torch._foreach_mul(grads, 1 - beta1))
         return torch._foreach_div(numerator, denominator)
 
     @override
     def describe(self, group: Mapping[str, Any]) -> str:
-        extras = "".join(f", {name}" for name in ("amsgrad", "nesterov", "maximize") if group.get(name))
+        shown = {"amsgrad": group["amsgrad"], "nesterov": self._nesterov(group), "maximize": group["maximize"]}
+        extras = "".join(f", {name}" for name, value in shown.items() if value)
         return f"adam(betas={tuple(group['betas'])}, eps={group['eps']:g}{extras})"

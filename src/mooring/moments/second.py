@@ -67,7 +67,7 @@ class SecondMoment(Moments):
         means = []
         for batch, new in zip(batches, sums):
             _, beta2 = batch.group["betas"]
-            if not batch.group.get("amsgrad", False):
+            if not self._keeps_maximum(batch):
                 tracked = [s["exp_avg_sq_sum"] for s in batch.states]
                 new = torch.stack(tracked) * beta2 + new * (1 - beta2)
                 torch._foreach_copy_(tracked, list(new.unbind()))
@@ -79,9 +79,13 @@ class SecondMoment(Moments):
             sum(n for b in batches for n in b.global_numels), 1
         )
 
+    def _keeps_maximum(self, batch: Batch) -> bool:
+        """Whether v̂ is a running maximum. Moments that know no amsgrad may still meet the option in a group."""
+        return "max_exp_avg_sq" in self.state_names(batch.group)
+
     def _new_sums(self, batch: Batch) -> tuple[Tensor, tuple[Any, ...]]:
         """Each tensor's sum of g^2 (with amsgrad, of the new maximum), and where it has to be added up."""
-        amsgrad = batch.group.get("amsgrad", False)
+        amsgrad = self._keeps_maximum(batch)
         if not amsgrad and batch.squares is not None and not any(rule.couples for rule in batch.rules):
             scale = 1.0 if batch.factor is None else batch.factor * batch.factor
             return batch.squares * scale, ()  # the clipping has formed them, over all shards

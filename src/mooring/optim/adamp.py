@@ -76,7 +76,7 @@ class AdamP(Optimizer):
             amsgrad=amsgrad,
             maximize=maximize,
         )
-        super().__init__(params, options, Adam(), [RadialProjection(), DecoupledDecay()], common)
+        super().__init__(params, options, Adam(nesterov=True), [RadialProjection(), DecoupledDecay()], common)
 
 
 class SGDP(Optimizer):

@@ -80,7 +80,7 @@ class Adam(Optimizer):
         )
         recipe = compose(rules, options, CoupledDecay(), anchor)
         scans = any(rule.needs_stable_scale for rule in recipe)
-        super().__init__(params, options, AdamMoments(track_sum=scans), recipe, common)
+        super().__init__(params, options, AdamMoments(track_sum=scans, nesterov=True), recipe, common)
 
 
 class SGD(Optimizer):
