@@ -15,9 +15,11 @@ from mooring.optim import common as common_options
 from mooring.optim.common import CommonOptions
 from mooring.optim.plan import Plan
 from mooring.optim.pretty import pipeline_text, stages
+from mooring.optim.telemetry import summarise
 from mooring.step.batch import compensated, state_dtype
 from mooring.step.gradients import screen
 from mooring.step.pipeline import take_step
+from mooring.step.record import Recorder
 from mooring.step.rule import Rule
 from mooring.step.scalars import host_value
 
@@ -55,6 +57,7 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         defaults = {**common_options.with_defaults(type(self).__name__, common or {}), **defaults}
         self._moments, self._rules = moments, tuple(rules)
+        self._recorder = Recorder()
         self._reset()
         for rule in self._rules:
             defaults = {**rule.options(), **defaults}
@@ -151,6 +154,7 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._recorder.fresh = False
         self._refuse_sparse()
         plan = self._current_plan()
         if plan.batches or plan.empty:
@@ -182,7 +186,7 @@ class Optimizer(torch.optim.Optimizer):
                 group["draws"] = group.get("draws", 0) + 1
         for batch in plan.batches:
             batch.begin(found.skip if found.undecided else None)
-        take_step(plan.batches)
+        take_step(plan.batches, self._recorder)
 
     @property
     def skipped_steps(self) -> int:
@@ -270,6 +274,64 @@ class Optimizer(torch.optim.Optimizer):
                 if p.requires_grad:
                     self._fill(p, group)
 
+    # Telemetry.
+
+    def record(self, every: int | None = 10, *, drift: bool = False) -> None:
+        """Record the next step and then one of ``every`` steps, for :meth:`telemetry`.
+
+        A recorded step measures itself in passes of its own, so recording changes no bit of weights or state. It holds
+        up to four more copies of a batch of weights while it measures, and reads them about eight times; other steps
+        cost nothing more. Recording belongs to this object: it is no part of checkpoints, outlives
+        ``load_state_dict``, and a copy or an unpickled optimizer does not record.
+
+        Args:
+            every: distance of recorded steps; None stops recording and forgets what was recorded.
+            drift: measure drift of tensors without an anchor too, from where they are at their first recorded step.
+                Keeps a copy of those tensors.
+
+        Raises:
+            ValueError: if ``every`` is not a whole number above 0.
+
+        Example:
+            >>> import torch, mooring as mo
+            >>> model = torch.nn.Linear(4, 2)
+            >>> opt = mo.AdamSPD(model.parameters(), lr=1e-3)
+            >>> opt.record(every=10)
+            >>> model(torch.ones(3, 4)).sum().backward()
+            >>> opt.step()
+            >>> sorted(opt.telemetry())[-1]
+            'model/weights/norm'
+        """
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ValueError(f"every must be a whole number above 0, or None to stop recording, got {every!r}")
+        self._recorder.start(every, drift)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the latest step was recorded."""
+        return self._recorder.fresh
+
+    def telemetry(self, per_tensor: bool = False) -> dict[str, float]:
+        """What the last recorded step did, as plain numbers: ``group/rule/metric`` -> value.
+
+        Fetched here, in one transfer from the device; a second call before the next step costs none. The first part of
+        a name is ``model`` or the group: its ``name``, else ``group0``. What a step gives no value for, such as the
+        direction of a tensor that is zero, is left out. docs/telemetry.md has every metric's formula.
+
+        Counters of rare events, such as steps on which the cap of stable decay bound, count every step since the
+        optimizer was made, and are there without :meth:`record`.
+
+        Args:
+            per_tensor: also ``group/rule/metric/parameter`` of every tensor that took part in the step.
+
+        Raises:
+            RuntimeError: if :meth:`record` was not called and nothing was counted.
+        """
+        if self._recorder.every is None and not self._recorder.counts:
+            raise RuntimeError(f"{type(self).__name__} records nothing yet; call record(every=10) before the steps")
+        tables, counts = self._recorder.fetch()
+        return summarise(tables, counts, self.param_groups, self._recorder.last, per_tensor)
+
     # Checkpoints and copies.
 
     def __getstate__(self) -> dict[str, Any]:
@@ -277,6 +339,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.__dict__.setdefault("_recorder", Recorder())  # torch comes here when it loads a checkpoint, too
         self._reset()
         for group in self.param_groups:
             for name, value in self.defaults.items():

@@ -135,6 +135,7 @@ class Wrapped(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._recorder.fresh = False
         self._refuse_sparse()
         plan = self._current_plan()
         new = self._missing_anchors(plan)
@@ -151,7 +152,7 @@ class Wrapped(Optimizer):
                     self._unanchored.add(p)
             for batch in plan.batches:
                 batch.states = [self.state[p] for p in batch.owners]
-            take_step(plan.batches)
+            take_step(plan.batches, self._recorder)
         finally:
             for batch in plan.batches:
                 batch.before = None

@@ -83,16 +83,25 @@ class DecoupledDecay(Decay):
         """The factor beside lr * weight_decay, (T,) or 0-dim; None is one."""
         return None
 
-    @override
-    def decide(self, x: Slices, totals: list[Tensor]) -> None:
+    def uncapped(self, x: Slices) -> Tensor:
+        """The shrink before its cap at the whole weight, (T,)."""
         shrink = x.option("lr") * x.option("weight_decay")
         scale = self.scale(x)
         if scale is not None:
             shrink = shrink * scale
-        shrink = x.per_slice(shrink)
-        if x.move.rho is not None:
-            shrink = shrink * x.move.rho
-        x.move.add(self.writes, torch.clamp(shrink, max=1.0))
+        return shrink if x.move.rho is None else shrink * x.move.rho
+
+    @override
+    def decide(self, x: Slices, totals: list[Tensor]) -> None:
+        shrink = self.uncapped(x)
+        if self.needs_stable_scale:  # elsewhere the options alone tell
+            x.count(f"{self.label}/capped_steps", shrink > 1)
+        x.move.add(self.writes, x.per_slice(torch.clamp(shrink, max=1.0)))
+
+    @override
+    def report(self, x: Slices, totals: list[Tensor]) -> dict[str, Tensor]:
+        shrink = self.uncapped(x)
+        return {"shrink": torch.clamp(shrink, max=1.0), "capped": shrink > 1}
 
     def scale_text(self) -> str:
         """How ``scale`` is printed."""

@@ -75,21 +75,26 @@ class RadialProjection(Rule):
 
     @override
     def decide(self, x: Slices, totals: list[Tensor]) -> None:
-        fails, gg, gp, pp, pu = totals
+        _, _, _, pp, pu = totals
         eps = x.option("eps")
-        candidate = x.matrix & (gg > 0)
-        by_row = candidate & (fails == 0)
-        by_tensor = candidate & ~by_row & (_cosine(gg, gp, pp, eps) < x.option("delta") / x.numel.sqrt())
+        by_row, by_tensor = _views(x, totals)
 
         row_radial = _radial(x.dot("p", "u"), x.dot("p", "p"), x.per_slice(eps))
         radial = torch.where(x.per_slice(by_row), row_radial, x.per_slice(_radial(pu, pp, eps)))
-        projected = x.per_slice(by_row | by_tensor)
-        radial = torch.where(projected, radial, torch.zeros_like(radial))
+        projected = by_row | by_tensor
+        radial = torch.where(x.per_slice(projected), radial, torch.zeros_like(radial))
 
         x.move.add("p", -x.move.beta * radial)
-        x.move.rho = torch.where(projected, x.per_slice(x.option("wd_ratio")), torch.ones_like(radial))
+        x.move.rho = torch.where(projected, x.option("wd_ratio"), torch.ones_like(pp))
         if _projects_buffer(x.shared):
             x.move.buffer = radial
+
+    @override
+    def report(self, x: Slices, totals: list[Tensor]) -> dict[str, Tensor]:
+        by_row, by_tensor = _views(x, totals)
+        rows = x.numel / x.row_length
+        shares = {"by_row": by_row, "by_tensor": by_tensor, "rows_below": 1 - totals[0] / rows}
+        return {name: torch.where(x.matrix, share.to(rows.dtype), torch.nan) for name, share in shares.items()}
 
     @override
     def describe(self, group: Mapping[str, Any]) -> str:
@@ -116,6 +121,15 @@ class BufferHorizonDecay(DecoupledDecay):
 def _projects_buffer(group: Mapping[str, Any]) -> bool:
     # With Nesterov the update is a tensor of its own, so the released code projects that and leaves the buffer alone.
     return bool(group.get("project_buffer", False) and not group["nesterov"] and group["momentum"] != 0)
+
+
+def _views(x: Slices, totals: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Which tensors are projected row by row, and which as a whole; each (T,) bool."""
+    fails, gg, gp, pp, _ = totals
+    candidate = x.matrix & (gg > 0)
+    by_row = candidate & (fails == 0)
+    limit = x.option("delta") / x.numel.sqrt()
+    return by_row, candidate & ~by_row & (_cosine(gg, gp, pp, x.option("eps")) < limit)
 
 
 def _cosine(gg: Tensor, gp: Tensor, pp: Tensor, eps: Tensor) -> Tensor:

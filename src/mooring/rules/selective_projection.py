@@ -59,16 +59,29 @@ class SelectiveProjection(Rule):
 
     @override
     def decide(self, x: Slices, totals: list[Tensor]) -> None:
-        gd, dd, ss, sd = totals
-        growth = torch.clamp(ss - 2 * sd, min=0)  # |q̃ - a|^2 - |d|^2, where positive
-        radius = (dd + growth).sqrt()
-        ratio = growth / ((radius + dd.sqrt()) * radius)
-        inconsistent = (-gd < 0) & (growth > 0)
-        amount = torch.where(inconsistent, x.option("strength") * ratio, torch.zeros_like(ratio))
+        contracted, ratio = _contraction(totals)
+        amount = torch.where(contracted, x.option("strength") * ratio, torch.zeros_like(ratio))
         amount = x.per_slice(amount)
         x.move.scale(1 - amount)
         x.move.add("d", amount)
 
     @override
+    def report(self, x: Slices, totals: list[Tensor]) -> dict[str, Tensor]:
+        contracted, ratio = _contraction(totals)
+        return {
+            "inconsistent": -totals[0] < 0,
+            "contracted": contracted,
+            "ratio": torch.where(contracted, ratio, torch.nan),
+        }
+
+    @override
     def describe(self, group: Mapping[str, Any]) -> str:
         return f"selective projection(strength={group['strength']:g}, anchor={group['anchor']})"
+
+
+def _contraction(totals: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Which tensors are pulled back, and their r, which is meaningless for the others; each (T,)."""
+    gd, dd, ss, sd = totals
+    growth = torch.clamp(ss - 2 * sd, min=0)  # |q̃ - a|^2 - |d|^2, where positive
+    radius = (dd + growth).sqrt()
+    return (-gd < 0) & (growth > 0), growth / ((radius + dd.sqrt()) * radius)

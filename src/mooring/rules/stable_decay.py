@@ -26,5 +26,9 @@ class StableDecay(DecoupledDecay):
         return x.stable_scale()
 
     @override
+    def report(self, x: Slices, totals: list[Tensor]) -> dict[str, Tensor]:
+        return {**super().report(x, totals), "scale": x.stable_scale()}
+
+    @override
     def scale_text(self) -> str:
         return " x the stable scale"

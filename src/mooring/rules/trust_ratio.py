@@ -33,9 +33,16 @@ class TrustRatio(Rule):
 
     @override
     def decide(self, x: Slices, totals: list[Tensor]) -> None:
+        x.move.scale(x.per_slice(self._ratio(x, totals)))
+
+    @override
+    def report(self, x: Slices, totals: list[Tensor]) -> dict[str, Tensor]:
+        return {"ratio": self._ratio(x, totals)}
+
+    @staticmethod
+    def _ratio(x: Slices, totals: list[Tensor]) -> Tensor:
         pp, ss = totals
-        ratio = torch.where((pp > 0) & (ss > 0), x.option("lr") * (pp / ss).sqrt(), torch.ones_like(pp))
-        x.move.scale(x.per_slice(ratio))
+        return torch.where((pp > 0) & (ss > 0), x.option("lr") * (pp / ss).sqrt(), torch.ones_like(pp))
 
     @override
     def describe(self, group: Mapping[str, Any]) -> str:

@@ -107,6 +107,8 @@ class Batch:
         self._wide: dict[str, list[Tensor]] = {}
         self._compensated = compensated(self.owners[0].dtype, self.group)
         self._pieces = [piece(p) for p in self.owners] if self._draws() else []
+        # Raised by rules during a step, 0-dim bool by name; taken and cleared when the step is counted.
+        self.flags: dict[str, Tensor] = {}
 
     def begin(self, skip: Tensor | None = None) -> None:
         """Count the step.
@@ -168,7 +170,8 @@ class Batch:
 
     def _rule_device(self) -> torch.device:
         """Rules are evaluated on the host where options are all they read, so that nothing has to be fetched."""
-        reads_device = bool(self.entries) or (self.moments.scans and any(r.needs_stable_scale for r in self.rules))
+        asks = bool(self.entries) or any(r.inspects() for r in self.rules)
+        reads_device = asks or (self.moments.scans and any(r.needs_stable_scale for r in self.rules))
         lr_on_device = any(host_value_is_remote(g["lr"]) for g in self.groups)
         return self.device if reads_device or lr_on_device else torch.device("cpu")
 
@@ -261,7 +264,12 @@ class Batch:
             stable_scale=lambda: self.moments.stable_scale(self),
             move=move,
             shared=self.group,
+            count=self._raise_flag,
         )
+
+    def _raise_flag(self, name: str, where: Tensor) -> None:
+        known = self.flags.get(name)
+        self.flags[name] = where.any() if known is None else known | where.any()
 
     def apply(self, move: Move, vectors: dict[str, TensorList]) -> None:
         """``p <- p - (tau p + beta u + kappa d)``, and the momentum buffer where a rule rewrote it.

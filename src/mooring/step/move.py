@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-LETTERS = "gpud"
-"""g: gradient handed to the moments, p: weights before the step, u: update direction, d: p - anchor."""
+LETTERS = "gpuds"
+"""g: gradient handed to the moments, p: weights before the step, u: update direction, d: p - anchor.
+
+s, what the step took from the weights, exists only for reports of recorded steps.
+"""
 
 
 def entry(a: str, b: str) -> str:
@@ -22,8 +25,8 @@ def entry(a: str, b: str) -> str:
 class Move:
     """The pending displacement ``s = tau*p + beta*u + kappa*d``, float64 coefficients per slice.
 
-    ``None`` is a coefficient that no rule has written, which is zero. ``rho`` multiplies every decay that follows the
-    projection; ``buffer`` is subtracted from the momentum buffer, times ``p``.
+    ``None`` is a coefficient that no rule has written, which is zero. ``rho``, one value per tensor, multiplies every
+    decay that follows the projection; ``buffer`` is subtracted from the momentum buffer, times ``p``.
     """
 
     beta: Tensor
@@ -67,6 +70,9 @@ class Slices:
         stable_scale: what the moments divide the decay by in stable weight decay, (T,) or 0-dim.
         move: the pending displacement; rules change it.
         shared: the group of the first tensor, for options that all tensors have in common.
+        count: takes a name and a bool tensor; counts the steps on which any of its values is true, whether the step is
+            recorded or not, and without waiting for the device.
+        whole: on recorded steps, when rules report: inner products over whole tensors, each of shape (T,).
     """
 
     entries: dict[str, Tensor]
@@ -78,10 +84,16 @@ class Slices:
     stable_scale: Callable[[], Tensor]
     move: Move
     shared: Mapping[str, Any]
+    count: Callable[[str, Tensor], None]
+    whole: dict[str, Tensor] = field(default_factory=dict)
 
     def dot(self, a: str, b: str) -> Tensor:
         """<a, b> per slice, shape (S,)."""
         return self.entries[entry(a, b)]
+
+    def total(self, a: str, b: str) -> Tensor:
+        """<a, b> over whole tensors and their shards, shape (T,); only while a recorded step is reported."""
+        return self.whole[entry(a, b)]
 
     def pending_square(self) -> Tensor:
         """<s, s> of the pending displacement per slice, from Gram entries alone."""

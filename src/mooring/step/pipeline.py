@@ -10,23 +10,28 @@ from torch import Tensor
 
 from mooring.step.batch import Batch
 from mooring.step.move import Move
+from mooring.step.record import Recorder, Recording
 from mooring.step.shards import all_sum
 
 Request = tuple[Tensor, tuple[Any, ...]]
 
 
-def take_step(batches: Sequence[Batch]) -> None:
+def take_step(batches: Sequence[Batch], recorder: Recorder) -> None:
     """Step all batches.
 
     A batch on one process runs through to the end before the next begins, so its temporaries are short-lived.
     Batches with sharded parameters advance together, so that each stage that depends on sums over processes costs one
     flattened collective for all of them: one for the scan, one for each rule that reads sums.
     """
+    recording = recorder.next()
     scan(batches)
     for batch in batches:
         if not batch.shard_groups:
-            _drive([observe_decide_apply(batch)])
-    _drive([observe_decide_apply(b) for b in batches if b.shard_groups])
+            _drive([observe_decide_apply(batch, recording)])
+    _drive([observe_decide_apply(b, recording) for b in batches if b.shard_groups])
+    recorder.count(batches)
+    if recording is not None:
+        recording.finish()
 
 
 def scan(batches: Sequence[Batch]) -> None:
@@ -42,7 +47,7 @@ def scan(batches: Sequence[Batch]) -> None:
         b.scanned = statistic if statistic.device == b.device else statistic.to(b.device, non_blocking=True)
 
 
-def observe_decide_apply(batch: Batch) -> Generator[Request, Tensor, None]:
+def observe_decide_apply(batch: Batch, recording: Recording | None) -> Generator[Request, Tensor, None]:
     """One batch's step. Yields what has to be summed over processes and is sent the sums."""
     batch.enter()
     vectors = batch.vectors()
@@ -54,6 +59,7 @@ def observe_decide_apply(batch: Batch) -> Generator[Request, Tensor, None]:
         entries = dict(zip(entries, stacked.unbind()))
 
     x = batch.slices(entries, Move(beta=batch.layout.per_slice(batch.moments.step_size(batch))))
+    given: list[list[Tensor]] = []
     for rule in batch.rules:
         parts = rule.sums(x)
         totals: list[Tensor] = []
@@ -63,8 +69,12 @@ def observe_decide_apply(batch: Batch) -> Generator[Request, Tensor, None]:
                 summed = yield summed, batch.tensor_groups
             totals = list(summed.unbind())
         rule.decide(x, totals)
-    batch.apply(x.move, vectors)
-    batch.end()
+        given.append(totals)
+    if recording is None:
+        batch.apply(x.move, vectors)
+        batch.end()
+    else:
+        recording.apply(batch, x, given, vectors)
 
 
 def _drive(steps: Sequence[Generator[Request, Tensor, None]]) -> None:

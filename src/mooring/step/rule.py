@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar
 
@@ -59,6 +60,27 @@ class Rule:
 
     def decide(self, x: Slices, totals: list[Tensor]) -> None:
         """Change ``x.move``. ``totals`` are the sums, each of shape (T,)."""
+
+    def inspects(self) -> set[str]:
+        """Inner products over whole tensors that :meth:`report` reads beside gg, gp, pp, ps and ss.
+
+        The letters are those of the Gram entries and ``s``, what the step took from the weights.
+        """
+        return set()
+
+    def report(self, x: Slices, totals: list[Tensor]) -> dict[str, Tensor]:
+        """What ``optimizer.telemetry()`` tells of this rule: metric -> (T,) or 0-dim.
+
+        Called after a recorded step, when ``x.total`` gives inner products over whole tensors and ``x.move`` is the
+        finished move. ``totals`` are those that ``decide`` got. Of a group and of the model the mean is shown; NaN
+        leaves a tensor out of it.
+        """
+        return {}
+
+    @property
+    def label(self) -> str:
+        """The rule's name in telemetry: ``SelectiveProjection`` is ``selective_projection``."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
     def describe(self, group: Mapping[str, Any]) -> str:
         """One line for ``print(optimizer)``."""
