@@ -122,7 +122,7 @@ class Batch:
             self._guard = Guard(skip.to(self.device, non_blocking=True))
             self._guard.keep([x for s in self.states for x in s.values() if isinstance(x, Tensor) and x.ndim == 0])
         torch._foreach_add_([s["step"] for s in self.states], 1)
-        self.steps = torch.stack([s["step"].to(torch.float64) for s in self.states])
+        self.steps = torch.stack([s["step"] for s in self.states]).to(torch.float64)
 
     def _count_on_device(self) -> None:
         for state in self.states:
