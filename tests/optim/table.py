@@ -138,6 +138,9 @@ PROJECTION_VARIANTS: dict[str, dict[str, Any]] = {
     "always projected": {"delta": 100.0},
     "wd_ratio": {"weight_decay": 0.5, "wd_ratio": 0.0, "delta": 0.5},
     "capped decay": {"weight_decay": 200.0, "wd_ratio": 0.5, "delta": 0.5},
+    "declared by row": {"scale_invariant": "row"},
+    "declared by tensor": {"scale_invariant": "tensor", "wd_ratio": 0.5},
+    "declared none": {"scale_invariant": "none"},
 }
 ANCHOR_VARIANTS: dict[str, dict[str, Any]] = {
     "anchor zero": {"anchor": "zero"},

@@ -145,9 +145,9 @@ def test_defaults_and_signatures_are_the_papers() -> None:
         "SGD": "lr=0.001, momentum=0, dampening=0, weight_decay=0, nesterov=False, *, rules=(), anchor='capture', "
         "maximize=False",
         "AdamP": "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0, delta=0.1, wd_ratio=0.1, nesterov=False, *, "
-        "amsgrad=False, maximize=False",
+        "scale_invariant='test', amsgrad=False, maximize=False",
         "SGDP": "lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, eps=1e-08, delta=0.1, wd_ratio=0.1, *, "
-        "project_buffer=False, maximize=False",
+        "scale_invariant='test', project_buffer=False, maximize=False",
         "AdamS": "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0001, amsgrad=False, *, maximize=False",
         "SGDS": "lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, *, maximize=False",
         "AdamSPD": "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0, amsgrad=False, *, strength=1.0, "

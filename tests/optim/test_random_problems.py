@@ -35,6 +35,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "delta": st.sampled_from([0.0, 0.1, 0.4, 3.0]),
     "wd_ratio": st.sampled_from([0.0, 0.1, 1.0]),
     "project_buffer": st.booleans(),
+    "scale_invariant": st.sampled_from(["test", "test", "row", "tensor", "none"]),
     "strength": st.sampled_from([0.0, 0.5, 1.0, 2.0]),
     "anchor": st.sampled_from(["capture", "zero", None]),
 }

@@ -27,6 +27,8 @@ class Projecting(Reference):
 
     def project(self, u: Tensor, theta: Tensor, g: Tensor, group: Group) -> tuple[Tensor, bool]:
         """The (possibly projected) direction and whether it was projected."""
+        if group.get("scale_invariant", "test") != "test":
+            return self.project_declared(u, theta, group)
         if theta.dim() < 2:
             self.branches["1-D"] += 1
             return u, False
@@ -53,11 +55,21 @@ class Projecting(Reference):
         self.branches["none"] += 1
         return u, False
 
+    def project_declared(self, u: Tensor, theta: Tensor, group: Group) -> tuple[Tensor, bool]:
+        """What is declared scale invariant is projected whatever the gradient says; rows are those of matrices."""
+        eps, scope = group["eps"], group["scale_invariant"]
+        if scope == "tensor":
+            return without_radial_part(u, theta, eps), True
+        if scope == "row" and theta.dim() >= 2:
+            pairs = zip(theta, u, strict=True)
+            return torch.stack([without_radial_part(row_u, row, eps) for row, row_u in pairs]), True
+        return u, False
+
 
 class AdamP(Projecting):
     defaults: ClassVar[dict[str, Any]] = {
         "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "delta": 0.1, "wd_ratio": 0.1,
-        "nesterov": False, "amsgrad": False, "maximize": False,
+        "nesterov": False, "scale_invariant": "test", "amsgrad": False, "maximize": False,
     }  # fmt: skip
 
     def step_one(self, theta: Tensor, g: Tensor, state: State, group: Group) -> Tensor:
@@ -72,7 +84,7 @@ class AdamP(Projecting):
 class SGDP(Projecting):
     defaults: ClassVar[dict[str, Any]] = {
         "lr": 1e-3, "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "eps": 1e-8,
-        "delta": 0.1, "wd_ratio": 0.1, "project_buffer": False, "maximize": False,
+        "delta": 0.1, "wd_ratio": 0.1, "scale_invariant": "test", "project_buffer": False, "maximize": False,
     }  # fmt: skip
 
     def step_one(self, theta: Tensor, g: Tensor, state: State, group: Group) -> Tensor:

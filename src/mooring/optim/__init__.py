@@ -4,6 +4,7 @@ from mooring.optim.adamp import SGDP, AdamP
 from mooring.optim.adamw import AdamW
 from mooring.optim.composed import SGD, Adai, AdaiS, Adam
 from mooring.optim.groups import param_groups
+from mooring.optim.scale_invariance import scale_invariant_parameters
 from mooring.optim.spd import SGDSPD, AdamSPD
 from mooring.optim.swd import SGDS, AdamS
 from mooring.optim.wrapped import wrap
@@ -21,5 +22,6 @@ __all__ = [
     "AdamSPD",
     "AdamW",
     "param_groups",
+    "scale_invariant_parameters",
     "wrap",
 ]

@@ -22,7 +22,7 @@ class AdamP(Optimizer):
 
         p <- p - min(lr * weight_decay * rho, 1) * p - lr * (u - p̂ <p̂, u>)       rho = wd_ratio if projected, else 1
 
-    Tensors of fewer than two dimensions are never projected. State: 8 bytes per float32 element, as AdamW. Beside
+    The test never projects tensors of fewer than two dimensions. State: 8 bytes per float32 element, as AdamW. Beside
     AdamW's traffic it reads g, p and u once more for four inner products per row.
 
     Args:
@@ -35,6 +35,8 @@ class AdamP(Optimizer):
         delta: threshold of the cosine test; 0 never projects.
         wd_ratio: factor on the decay of projected tensors.
         nesterov: Nesterov momentum as in the authors' code.
+        scale_invariant: ``"test"``, or what is declared invariant instead of being tested: ``"row"``, ``"tensor"``,
+            ``"none"``. Best set per group: ``param_groups(model, scale_invariant=...)``.
         amsgrad: use the running maximum of the second moment.
         maximize: ascend.
         common: see :class:`mooring.optim.common.CommonOptions`.
@@ -61,6 +63,7 @@ class AdamP(Optimizer):
         wd_ratio: float = 0.1,
         nesterov: bool = False,
         *,
+        scale_invariant: str = "test",
         amsgrad: bool = False,
         maximize: bool = False,
         **common: Unpack[CommonOptions],
@@ -71,6 +74,7 @@ class AdamP(Optimizer):
             eps=eps,
             weight_decay=weight_decay,
             delta=delta,
+            scale_invariant=scale_invariant,
             wd_ratio=wd_ratio,
             nesterov=nesterov,
             amsgrad=amsgrad,
@@ -101,6 +105,8 @@ class SGDP(Optimizer):
         eps: floor of the norms in the cosine test.
         delta: threshold of the cosine test; 0 never projects.
         wd_ratio: factor on the decay of projected tensors.
+        scale_invariant: ``"test"``, or what is declared invariant instead of being tested: ``"row"``, ``"tensor"``,
+            ``"none"``. Best set per group: ``param_groups(model, scale_invariant=...)``.
         project_buffer: project the momentum buffer in place (no effect with nesterov).
         maximize: ascend.
         common: see :class:`mooring.optim.common.CommonOptions`.
@@ -128,6 +134,7 @@ class SGDP(Optimizer):
         delta: float = 0.1,
         wd_ratio: float = 0.1,
         *,
+        scale_invariant: str = "test",
         project_buffer: bool = False,
         maximize: bool = False,
         **common: Unpack[CommonOptions],
@@ -140,6 +147,7 @@ class SGDP(Optimizer):
             nesterov=nesterov,
             eps=eps,
             delta=delta,
+            scale_invariant=scale_invariant,
             wd_ratio=wd_ratio,
             project_buffer=project_buffer,
             maximize=maximize,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -22,13 +23,15 @@ class Kind(NamedTuple):
     row_dim: int
     anchor: str | None
     layer: int | None
+    invariant: str | None
 
 
 class ParamGroups(list[dict[str, Any]]):
     """Groups for an optimizer; printed, they are a table."""
 
     def __repr__(self) -> str:
-        header = ("group", "tensors", "elements", "weight_decay", "lr", "row_dim", "delta", "anchor")
+        header: tuple[str, ...] = ("group", "tensors", "elements", "weight_decay", "lr", "row_dim", "delta", "anchor")
+        header += ("scale_invariant",) if any("scale_invariant" in group for group in self) else ()
         rows = [header]
         for group in self:
             elements = sum(p.numel() for _, p in group["params"])
@@ -46,6 +49,7 @@ def param_groups(
     layer_decay: float | None = None,
     head: str | Iterable[str] = (),
     anchor: str | None = "capture",
+    scale_invariant: Mapping[str, str] | None = None,
 ) -> ParamGroups:
     """Sort a model's trainable parameters into groups.
 
@@ -57,6 +61,7 @@ def param_groups(
     - Parameters under ``head`` get ``anchor`` None, LoRA factors ``"zero"``, all others ``anchor``.
     - With ``layer_decay``, the learning rate of layer i of n is ``lr * layer_decay ** (n + 1 - i)``, the embeddings
       being layer 0 and everything after the last layer, with the head, layer n + 1 (Clark et al., ICLR 2020).
+    - With ``scale_invariant``, the radial projection acts where that says so and nowhere else, and tests no cosine.
 
     Equal groups are merged and empty ones dropped; tied parameters appear once, under their first name. Options that
     an optimizer does not have are ignored by it, so one set of groups serves all of them.
@@ -68,10 +73,12 @@ def param_groups(
         layer_decay: factor per layer, in (0, 1].
         head: names, or prefixes of names, of new parameters without a pretrained value.
         anchor: kind of anchor of all others.
+        scale_invariant: names of parameters and whether they are invariant by ``"row"`` or as a ``"tensor"``, as
+            :func:`mooring.scale_invariant_parameters` finds them; all others are declared not to be.
 
     Raises:
-        ValueError: for a head that names no parameter, ``layer_decay`` out of range or without ``lr``, or a model
-            without trainable parameters.
+        ValueError: for a head or a scale-invariant name that names no parameter, ``layer_decay`` out of range or
+            without ``lr``, or a model without trainable parameters.
 
     Example:
         >>> import torch, mooring as mo
@@ -85,13 +92,15 @@ def param_groups(
     if layer_decay is not None and lr is None:
         raise ValueError("lr must be given with layer_decay: each group's learning rate is computed from it")
     heads = (head,) if isinstance(head, str) else tuple(head)
-    members = list(_owned(model))
+    members = list(owned_parameters(model))
     if not members:
         raise ValueError("model has no parameter with requires_grad=True")
     for prefix in heads:
         if not any(_under(name, prefix) for name, _, _ in members):
             names = sorted({name.split(".")[0] for name, _, _ in members})
             raise ValueError(f"head={prefix!r} names no trainable parameter; the model has {', '.join(names)}")
+
+    _check_invariance(model, scale_invariant)
 
     layers = {name: _layer(name) for name, _, _ in members}
     last = 1 + max((n for n in layers.values() if n is not None), default=0)
@@ -103,9 +112,10 @@ def param_groups(
         kind = Kind(
             decays=p.ndim >= 2 and "norm" not in type(owner).__name__.lower(),
             embedding=isinstance(owner, _EMBEDDINGS) or "embed" in type(owner).__name__.lower(),
-            row_dim=1 if isinstance(owner, _TRANSPOSED) or type(owner).__name__ == "Conv1D" else 0,
+            row_dim=row_dim_in(owner),
             anchor=None if is_head else "zero" if anchor is not None and ".lora_" in f".{name}" else anchor,
             layer=depth,
+            invariant=None if scale_invariant is None else scale_invariant.get(name, "none"),
         )
         # Only tensors of two dimensions have rows, so vectors need not split a group for them.
         kind = kind if p.ndim >= 2 else kind._replace(row_dim=0, embedding=False)
@@ -131,6 +141,8 @@ def _group(
         group["weight_decay"] = weight_decay
     if kind.embedding:
         group["delta"] = 0.0
+    if kind.invariant is not None:
+        group["scale_invariant"] = kind.invariant
     if lr is not None:
         group["lr"] = lr if layer_decay is None or kind.layer is None else lr * layer_decay ** (last - kind.layer)
     return group
@@ -144,23 +156,52 @@ def _title(kind: Kind) -> str:
         words.append("free")
     elif kind.anchor == "zero":
         words.append("anchored at zero")
+    if kind.invariant not in (None, "none"):
+        words.append(f"scale invariant by {kind.invariant}")
     if kind.layer is not None:
         words.append(f"layer {kind.layer}")
     return ", ".join(words)
 
 
 def _place(kind: Kind) -> tuple[Any, ...]:
-    return (kind.layer or 0, kind.anchor is None, not kind.embedding, not kind.decays, kind.row_dim, str(kind.anchor))
+    return (
+        kind.layer or 0,
+        kind.anchor is None,
+        not kind.embedding,
+        not kind.decays,
+        kind.row_dim,
+        str(kind.anchor),
+        str(kind.invariant),
+    )
 
 
-def _owned(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module]]:
-    """(name, parameter, module that holds it) of every trainable parameter, each once."""
+def row_dim_in(owner: nn.Module) -> int:
+    """The dimension along which a module's weights are stacked by output channel."""
+    return 1 if isinstance(owner, _TRANSPOSED) or type(owner).__name__ == "Conv1D" else 0
+
+
+def owned_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module]]:
+    """(name, parameter, module it belongs to) of every trainable parameter, each once.
+
+    What a parametrization (weight norm, say) keeps belongs to the module that it parametrizes.
+    """
     seen: set[Tensor] = set()
     for prefix, module in model.named_modules():
+        inside = isinstance(module, ParametrizationList)
+        owner = model.get_submodule(prefix.rpartition("parametrizations")[0].rstrip(".")) if inside else module
         for name, p in module.named_parameters(prefix, recurse=False):
             if p.requires_grad and p not in seen:
                 seen.add(p)
-                yield name, p, module
+                yield name, p, owner
+
+
+def _check_invariance(model: nn.Module, scopes: Mapping[str, str] | None) -> None:
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)} if scopes else set()
+    for name, scope in (scopes or {}).items():
+        if name not in names:
+            raise ValueError(f"scale_invariant[{name!r}] names no parameter of the model")
+        if scope not in ("row", "tensor", "none"):
+            raise ValueError(f"scale_invariant[{name!r}] must be 'row', 'tensor' or 'none', got {scope!r}")
 
 
 def _under(name: str, prefix: str) -> bool:

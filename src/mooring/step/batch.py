@@ -164,7 +164,7 @@ class Batch:
         """The Gram entries that this batch's rules read, given which coefficients earlier rules write."""
         live, wanted = "u", set[str]()
         for rule in self.rules:
-            wanted |= rule.reads(live)
+            wanted |= rule.reads_for(live, self.group)
             live += rule.writes
         return tuple(sorted(wanted))
 

@@ -54,6 +54,10 @@ class Rule:
         """The Gram entries this rule reads, when the letters in ``live`` already have coefficients."""
         return set()
 
+    def reads_for(self, live: str, group: Mapping[str, Any]) -> set[str]:
+        """:meth:`reads`, where shared options of a group let the rule read less."""
+        return self.reads(live)
+
     def sums(self, x: Slices) -> list[Tensor]:
         """Quantities per slice, each (S,), to be added up over each tensor and over its shards."""
         return []
