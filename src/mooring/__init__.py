@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mooring.optim import AdamS as AdamS
     from mooring.optim import AdamSPD as AdamSPD
     from mooring.optim import AdamW as AdamW
+    from mooring.optim import cost as cost
     from mooring.optim import param_groups as param_groups
     from mooring.optim import scale_invariant_parameters as scale_invariant_parameters
     from mooring.optim import wrap as wrap
@@ -43,7 +44,7 @@ _RULES = (
     "StableDecay",
     "TrustRatio",
 )
-_HELPERS = ("param_groups", "scale_invariant_parameters", "wrap")
+_HELPERS = ("cost", "param_groups", "scale_invariant_parameters", "wrap")
 _ROOMS = {
     **dict.fromkeys((*_OPTIMIZERS, *_HELPERS), "mooring.optim"),
     **dict.fromkeys(_RULES, "mooring.rules"),

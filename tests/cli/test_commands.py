@@ -112,8 +112,14 @@ def test_methods_and_tasks_are_listed(mooring: Mooring) -> None:
     assert all(name in out for name in METHODS)
     _, out, _ = mooring("methods", "AdamSPD")
     assert METHODS["adamspd"].paper in out and "strength" in out
+    out = " ".join(out.split())  # however wide the terminal is
+    assert "tuned over lr 1e-4 to 3e-2 (log), strength 0.1 to 2 cost" in out
+    assert "12 bytes of state, 12 passes over memory, 1 gradient per step, 1 collective where sharded" in out
     _, out, _ = mooring("methods", "--json")
-    assert [row["name"] for row in json.loads(out)] == list(METHODS)
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert list(rows) == list(METHODS)
+    assert rows["adamspd"]["space"]["strength"] == {"low": 0.1, "high": 2.0, "log": False}
+    assert rows["adamspd"]["cost"]["state_bytes_per_weight"] == 12 and rows["adamw"]["cost"]["passes"] == 7
     _, out, _ = mooring("tasks")
     assert all(name in out for name in TASKS)
     assert [row["name"] for row in json.loads(mooring("tasks", "--json")[1])] == list(TASKS)

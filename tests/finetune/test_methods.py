@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+import mooring
 from mooring.finetune.errors import SpecError
 from mooring.finetune.methods import METHODS, resolve
 from mooring.finetune.models import MLP
@@ -42,8 +43,6 @@ def test_a_wrong_request_says_what_is_wrong(request_: Any, message: str) -> None
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_built_in_method_builds_over_named_parameters(name: str) -> None:
-    import mooring
-
     optimizer = build_optimizer(METHODS[name].spec, MLP(4))
     assert type(optimizer) is getattr(mooring, METHODS[name].spec.optimizer.partition(":")[2])
     assert optimizer.param_groups[0]["param_names"][0] == "hidden.0.weight"
@@ -61,6 +60,20 @@ def test_declared_memory_is_what_the_optimizer_keeps(name: str) -> None:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     # Scalars (step counts, sums) are not counted per weight.
     assert round(state_bytes(optimizer) / weights, 1) == METHODS[name].state_per_weight
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_declared_cost_is_what_the_library_counts(name: str) -> None:
+    (counted,) = mooring.cost(build_optimizer(METHODS[name].spec, MLP(4)))  # type: ignore[arg-type]
+    info = METHODS[name]
+    assert (counted.state_bytes, counted.passes) == (4 * info.state_per_weight, info.passes)
+    assert (counted.collectives, counted.gradients) == (info.collectives, info.gradients_per_step)
+    assert str(counted).partition(",")[0] == info.cost.partition(",")[0]
+
+
+def test_ranges_are_written_as_people_write_numbers() -> None:
+    assert METHODS["adamspd"].ranges == "lr 1e-4 to 3e-2 (log), strength 0.1 to 2"
+    assert METHODS["adams"].ranges == "lr 1e-4 to 3e-2 (log), weight_decay 1e-5 to 0.1 (log)"
 
 
 @pytest.mark.parametrize(

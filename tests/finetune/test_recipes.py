@@ -195,6 +195,15 @@ def test_a_recipe_that_cannot_be_built_names_the_method(change: dict[str, Any], 
         check_method(resolve(request))
 
 
+def test_the_options_that_all_optimizers_share_are_known_by_name() -> None:
+    common = {"max_grad_norm": 1.0, "non_finite": "skip", "state_dtype": "bfloat16"}
+    spec = resolve({"name": "adam", "lr": 1e-2, **common, "rules": ["TrustRatio"]})
+    group = build_optimizer(spec, MLP(4)).param_groups[0]
+    assert {name: group[name] for name in common} == common
+    with pytest.raises(SpecError, match=r"has no option 'max_gradnorm' \(did you mean 'max_grad_norm'\?\)"):
+        check_method(resolve({"name": "adamw", "max_gradnorm": 1.0}))
+
+
 def test_an_optimizer_that_needs_a_closure_is_not_wrapped() -> None:
     with pytest.raises(SpecError, match=r"torch\.optim:LBFGS cannot be wrapped, its step needs a closure"):
         check_method(resolve({"wrap": "torch.optim:LBFGS", "rules": ["SelectiveProjection"]}))

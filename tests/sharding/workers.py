@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import mooring as mo
 from tests.optim.table import BY_NAME, ROWS, OptimizerRow
 
 
@@ -83,8 +84,8 @@ def distance(model: nn.Module, reference: nn.Module, start: dict[str, torch.Tens
     return worst
 
 
-def follow(row: OptimizerRow, variant: str, steps: int) -> tuple[float, int]:
-    """Relative displacement error against one process, and the most collectives that one step took."""
+def follow(row: OptimizerRow, variant: str, steps: int) -> tuple[float, int, int]:
+    """Relative displacement error against one process, the most collectives that one step took, and what cost says."""
     single = build()
     start = {name: p.detach().clone() for name, p in single.named_parameters()}
     reference = row.build(groups(single), variant)
@@ -109,7 +110,7 @@ def follow(row: OptimizerRow, variant: str, steps: int) -> tuple[float, int]:
     optimizer.register_step_post_hook(after)
     train(single, reference, 0, steps)
     train(sharded, optimizer, 0, steps)
-    return distance(sharded, single, start), max(counts)
+    return distance(sharded, single, start), max(counts), max(c.collectives for c in mo.cost(optimizer))
 
 
 def every_row(steps: int) -> dict[str, Any]:

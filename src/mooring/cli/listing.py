@@ -16,6 +16,8 @@ from mooring.finetune.errors import suggestion
 from mooring.finetune.methods import METHODS, MethodInfo
 from mooring.finetune.tasks.registry import TASKS
 
+_NUMBERS = ("bytes", "passes", "collectives")
+
 
 def list_methods(name: str | None, *, as_json: bool) -> int:
     """Print all built-in methods, or one of them in full."""
@@ -28,12 +30,20 @@ def list_methods(name: str | None, *, as_json: bool) -> int:
     console = Console()
     if name is None:
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for head in ("method", "what it does", "cost", "paper"):
-            table.add_column(head, no_wrap=head == "method")
+        for head in ("method", "what it does", "tuning range", "bytes", "passes", "collectives"):
+            table.add_column(head, no_wrap=head == "method", justify="right" if head in _NUMBERS else "left")
         for key, info in METHODS.items():
-            table.add_row(key, info.description, info.cost, info.paper)
+            numbers = (4 * info.state_per_weight, info.passes, info.collectives)
+            table.add_row(key, info.description, info.ranges.replace(", ", "\n"), *map(str, numbers))
         console.print(table)
-        console.print("\nAny torch optimizer works too: --methods adamw,torch.optim:NAdam or package.module:Class")
+        console.print(
+            "\nPer float32 weight: bytes of state, and reads and writes of memory in one step (mooring.cost counts "
+            "them for any recipe); collectives: per step, where weights are sharded. Each takes one gradient per step."
+            "\n"
+            "mooring methods NAME shows the defaults and the paper. Any torch optimizer works too (torch.optim:NAdam, "
+            "package.module:Class), and recipes of rules from a YAML file (see mooring compare --help).",
+            highlight=False,
+        )
         return 0
     ((key, info),) = chosen.items()
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -50,13 +60,26 @@ def _described(name: str, info: MethodInfo) -> list[tuple[str, str]]:
         ("paper", info.paper),
         ("class", info.spec.optimizer),
         ("defaults", ", ".join(f"{key}={value!r}" for key, value in info.spec.options.items())),
+        ("tuned over", info.ranges),
         ("cost", info.cost),
         ("use", f"mooring compare --methods {'adamw,' if name != 'adamw' else ''}{name}[lr={info.spec.options['lr']}]"),
     ]
 
 
 def _method(name: str, info: MethodInfo) -> dict[str, Any]:
-    return {"name": name, **info.spec.model_dump(), "description": info.description, "paper": info.paper}
+    return {
+        "name": name,
+        **info.spec.model_dump(),
+        "description": info.description,
+        "paper": info.paper,
+        "space": {option: asdict(space) for option, space in info.space.items()},
+        "cost": {
+            "state_bytes_per_weight": 4 * info.state_per_weight,
+            "passes": info.passes,
+            "gradients_per_step": info.gradients_per_step,
+            "collectives_where_sharded": info.collectives,
+        },
+    }
 
 
 def list_tasks(*, as_json: bool) -> int:

@@ -44,6 +44,18 @@ class Range:
     high: float
     log: bool = True
 
+    def __str__(self) -> str:
+        """The range in words."""
+        return f"{_number(self.low)} to {_number(self.high)}{' (log)' if self.log else ''}"
+
+
+def _number(value: float) -> str:
+    """A number as people write it: 0.1, 2, 3e-2."""
+    if 0.1 <= value < 1000:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
 
 @dataclass(frozen=True)
 class MethodInfo:
@@ -53,25 +65,36 @@ class MethodInfo:
         spec: The class and its default options on the embedded vision task.
         description: One line.
         paper: Where the method comes from.
-        gradients_per_step: Gradient evaluations one step costs.
         state_per_weight: Numbers kept per trainable weight, beside the weight and its gradient.
+        passes: Weight-sized tensors that one step reads and writes, as `mooring.cost` counts them.
+        collectives: Reductions over processes that one step takes where weights are sharded.
+        gradients_per_step: Gradient evaluations one step costs.
         space: What is tuned, over which range.
     """
 
     spec: MethodSpec
     description: str
     paper: str
-    gradients_per_step: int
     state_per_weight: int
+    passes: int
+    collectives: int
+    gradients_per_step: int
     space: dict[str, Range]
 
     @property
     def cost(self) -> str:
-        """The cost in words, for lists of methods."""
-        gradients = f"{self.gradients_per_step} gradient{'s' if self.gradients_per_step > 1 else ''} per step"
+        """The cost of one step per float32 weight, in words."""
+        gradients = f"{self.gradients_per_step} gradient{'s' if self.gradients_per_step > 1 else ''}"
+        shared = f", {self.collectives} collective{'s' if self.collectives > 1 else ''} where sharded"
         return (
-            f"{gradients}, {self.state_per_weight} stored number{'s' if self.state_per_weight > 1 else ''} per weight"
+            f"{4 * self.state_per_weight} bytes of state, {self.passes} passes over memory, {gradients} per step"
+            f"{shared if self.collectives else ''}"
         )
+
+    @property
+    def ranges(self) -> str:
+        """What is tuned, over which range, in words."""
+        return ", ".join(f"{name} {space}" for name, space in self.space.items())
 
 
 def _method(
@@ -82,14 +105,18 @@ def _method(
     description: str,
     paper: str,
     state_per_weight: int,
+    passes: int,
+    collectives: int = 0,
     space: dict[str, Range],
 ) -> MethodInfo:
     return MethodInfo(
         spec=MethodSpec(label=name, optimizer=f"mooring:{optimizer}", options=options),
         description=description,
         paper=paper,
-        gradients_per_step=1,
         state_per_weight=state_per_weight,
+        passes=passes,
+        collectives=collectives,
+        gradients_per_step=1,
         space=space,
     )
 
@@ -108,6 +135,7 @@ METHODS: dict[str, MethodInfo] = {
         description="Adam with decoupled weight decay: the usual choice, and the baseline.",
         paper="Loshchilov and Hutter, ICLR 2019, arXiv 1711.05101",
         state_per_weight=2,
+        passes=7,
         space={"lr": _ADAM_LR, "weight_decay": _DECAY},
     ),
     "sgd": _method(
@@ -117,6 +145,7 @@ METHODS: dict[str, MethodInfo] = {
         description="Momentum SGD with the decay inside the gradient, as torch has it.",
         paper="Sutskever et al., ICML 2013",
         state_per_weight=1,
+        passes=5,
         space={"lr": _SGD_LR, "weight_decay": _STABLE_DECAY},
     ),
     "adamp": _method(
@@ -126,6 +155,8 @@ METHODS: dict[str, MethodInfo] = {
         description="AdamW without the radial part of the step on scale-invariant weights.",
         paper="Heo et al., ICLR 2021, arXiv 2006.08217",
         state_per_weight=2,
+        passes=10,
+        collectives=1,
         space={"lr": _ADAM_LR, "weight_decay": _DECAY},
     ),
     "adams": _method(
@@ -135,6 +166,8 @@ METHODS: dict[str, MethodInfo] = {
         description="Adam with a decay that keeps pace with the gradient's size over the whole model.",
         paper="Xie et al., NeurIPS 2023, arXiv 2011.11152",
         state_per_weight=2,
+        passes=8,
+        collectives=1,
         space={"lr": _ADAM_LR, "weight_decay": _STABLE_DECAY},
     ),
     "adamspd": _method(
@@ -144,6 +177,8 @@ METHODS: dict[str, MethodInfo] = {
         description="Adam that takes back steps away from the pretrained weights where the gradient points to them.",
         paper="Tian, Huang and Kira, NeurIPS 2024, arXiv 2411.01713",
         state_per_weight=3,
+        passes=12,
+        collectives=1,
         space={"lr": _ADAM_LR, "strength": _STRENGTH},
     ),
     "sgdp": _method(
@@ -153,6 +188,8 @@ METHODS: dict[str, MethodInfo] = {
         description="Momentum SGD without the radial part of the step on scale-invariant weights.",
         paper="Heo et al., ICLR 2021, arXiv 2006.08217",
         state_per_weight=1,
+        passes=7,
+        collectives=1,
         space={"lr": _SGD_LR, "weight_decay": _STABLE_DECAY},
     ),
     "sgds": _method(
@@ -162,6 +199,7 @@ METHODS: dict[str, MethodInfo] = {
         description="Momentum SGD with a decay outside the momentum that counts what the momentum accumulates.",
         paper="Xie et al., NeurIPS 2023, arXiv 2011.11152",
         state_per_weight=1,
+        passes=5,
         space={"lr": _SGD_LR, "weight_decay": _STABLE_DECAY},
     ),
     "sgdspd": _method(
@@ -171,6 +209,8 @@ METHODS: dict[str, MethodInfo] = {
         description="Momentum SGD with adamspd's rule.",
         paper="Tian, Huang and Kira, NeurIPS 2024, arXiv 2411.01713",
         state_per_weight=2,
+        passes=9,
+        collectives=1,
         space={"lr": _SGD_LR, "strength": _STRENGTH},
     ),
 }

@@ -63,6 +63,10 @@ class Adai(SecondMoment):
         return torch._foreach_div(m, rest)
 
     @override
+    def remade_from(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("exp_avg", "beta1_prod")
+
+    @override
     def describe(self, group: Mapping[str, Any]) -> str:
         maximize = ", maximize" if group["maximize"] else ""
         return f"adai(betas={tuple(group['betas'])}, eps={group['eps']:g}{maximize})"

@@ -77,6 +77,11 @@ class Adam(SecondMoment):
         return torch._foreach_div(numerator, denominator)
 
     @override
+    def remade_from(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        largest = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+        return ("exp_avg", largest, *(("gradient",) if group.get("nesterov", False) else ()))
+
+    @override
     def describe(self, group: Mapping[str, Any]) -> str:
         shown = {"amsgrad": group["amsgrad"], "nesterov": self._nesterov(group), "maximize": group["maximize"]}
         extras = "".join(f", {name}" for name, value in shown.items() if value)

@@ -60,6 +60,14 @@ class Moments:
         """What stable weight decay multiplies the decay by, per tensor."""
         raise ValueError(f"stable weight decay is not defined for {type(self).__name__} moments")
 
+    def remade_from(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The tensors from which u can be formed once more when the state is updated: it need not be kept."""
+        return self.state_names(group)
+
+    def scan_reads(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The tensors that :meth:`scan` reads."""
+        return ("gradient",)
+
     def describe(self, group: Mapping[str, Any]) -> str:
         """One line for ``print(optimizer)``."""
         return type(self).__name__.lower()

@@ -106,6 +106,10 @@ class SecondMoment(Moments):
                 state.setdefault("exp_avg_sq_sum", total.clone())
                 state.setdefault("exp_avg_sq_sum_step", state["step"].clone())
 
+    @override
+    def scan_reads(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("gradient", *(("exp_avg_sq", "max_exp_avg_sq") if group.get("amsgrad", False) else ()))
+
     def mean(self, batch: Batch) -> Tensor:
         """The scanned mean of v̂, 0-dim float64."""
         assert batch.scanned is not None, "the scan comes before every step of moments that ask for it"

@@ -76,6 +76,11 @@ class Momentum(Moments):
         return batch.vector([scale] * len(batch.params), batch.rule_device)
 
     @override
+    def remade_from(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        bare = group["momentum"] == 0 or group["nesterov"]
+        return (*self.state_names(group), *(("gradient",) if bare else ()))
+
+    @override
     def describe(self, group: Mapping[str, Any]) -> str:
         extras = "".join(f", {name}" for name in ("nesterov", "maximize") if group.get(name))
         return f"momentum(momentum={group['momentum']:g}, dampening={group['dampening']:g}{extras})"

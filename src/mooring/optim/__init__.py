@@ -3,6 +3,7 @@
 from mooring.optim.adamp import SGDP, AdamP
 from mooring.optim.adamw import AdamW
 from mooring.optim.composed import SGD, Adai, AdaiS, Adam
+from mooring.optim.cost import cost
 from mooring.optim.groups import param_groups
 from mooring.optim.scale_invariance import scale_invariant_parameters
 from mooring.optim.spd import SGDSPD, AdamSPD
@@ -21,6 +22,7 @@ __all__ = [
     "AdamS",
     "AdamSPD",
     "AdamW",
+    "cost",
     "param_groups",
     "scale_invariant_parameters",
     "wrap",

@@ -13,6 +13,7 @@ from mooring.anchors import capture
 from mooring.moments.base import Moments
 from mooring.optim import common as common_options
 from mooring.optim.common import CommonOptions
+from mooring.optim.cost import cost
 from mooring.optim.plan import Plan
 from mooring.optim.pretty import pipeline_text, stages
 from mooring.optim.telemetry import summarise
@@ -420,7 +421,7 @@ class Optimizer(torch.optim.Optimizer):
         return stages(self.param_groups[group], self._moments, self._rules)
 
     def __repr__(self) -> str:
-        return pipeline_text(type(self).__name__, self.param_groups, self._moments, self._rules)
+        return pipeline_text(type(self).__name__, self.param_groups, self._moments, self._rules, cost(self))
 
 
 def announce_anchored_decay(name: str, groups: Sequence[dict[str, Any]]) -> None:

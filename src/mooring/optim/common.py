@@ -91,6 +91,11 @@ def check_shared(groups: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
+def screens(group: Mapping[str, Any]) -> bool:
+    """Whether a step looks over all gradients before it takes them."""
+    return group.get("max_grad_norm") is not None or group.get("non_finite") == "skip"
+
+
 def draws(group: Mapping[str, Any]) -> bool:
     """Whether a step of this group needs random bits."""
     return bool(group.get("rounding") == "stochastic" or group.get("state_dtype") == "bfloat16")

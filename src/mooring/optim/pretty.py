@@ -7,6 +7,7 @@ from typing import Any
 
 from mooring.moments.base import Moments
 from mooring.optim import common
+from mooring.optim.cost import Cost
 from mooring.step.rule import Rule
 
 
@@ -18,8 +19,10 @@ def stages(group: dict[str, Any], moments: Moments, rules: Sequence[Rule]) -> li
     return [*before, moments.describe(group), *after, "step"]
 
 
-def pipeline_text(name: str, groups: Sequence[dict[str, Any]], moments: Moments, rules: Sequence[Rule]) -> str:
-    """The pipeline in order, per group, and what one step shrinks."""
+def pipeline_text(
+    name: str, groups: Sequence[dict[str, Any]], moments: Moments, rules: Sequence[Rule], costs: Sequence[Cost]
+) -> str:
+    """The pipeline in order, per group, what one step shrinks, and what it costs."""
     lines = [f"{name} ("]
     for i, group in enumerate(groups):
         active = [rule for rule in rules if rule.active(group)]
@@ -31,5 +34,6 @@ def pipeline_text(name: str, groups: Sequence[dict[str, Any]], moments: Moments,
             f"    {' -> '.join(stages(group, moments, rules))}",
             f"    shrink per step: {' and '.join(shrinks) or 'none'}",
             *([f"    {options}"] if options else []),
+            f"    cost per parameter: {costs[i]}",
         ]
     return "\n".join([*lines, ")"])

@@ -89,6 +89,14 @@ class RadialProjection(Rule):
         return self.reads(live) if group["scale_invariant"] == "test" else {"pp", "pu"}
 
     @override
+    def adds_up(self, group: Mapping[str, Any]) -> bool:
+        return bool(group["scale_invariant"] != "row")
+
+    @override
+    def rewrites(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if _projects_buffer(group) else ()
+
+    @override
     def sums(self, x: Slices) -> list[Tensor]:
         declared = x.shared["scale_invariant"]
         if declared != "test":

@@ -14,7 +14,7 @@ from mooring.moments.base import Moments
 from mooring.step.guard import Guard
 from mooring.step.layout import Layout
 from mooring.step.move import Move, Slices
-from mooring.step.rule import Rule
+from mooring.step.rule import Rule, entries_read
 from mooring.step.scalars import host_value, on_device, option_vector
 from mooring.step.shards import Sharding, all_sum, local, piece
 
@@ -79,7 +79,7 @@ class Batch:
         self.tensor_groups = sharding.rows if by_rows else sharding.groups
         self.shard_groups = sharding.groups
 
-        self.entries = self._entries()
+        self.entries = entries_read(self.rules, self.group)
         self.rule_device = self._rule_device()
         self.layout = Layout([p.shape for p in self.params], row_dims, self.rule_device)
         self._whole = Layout([p.shape for p in self.params], [None] * len(self.params), self.device)
@@ -159,14 +159,6 @@ class Batch:
 
     def _local_params(self) -> list[Tensor]:
         return [_real(local(p.detach())) for p in self.owners]
-
-    def _entries(self) -> tuple[str, ...]:
-        """The Gram entries that this batch's rules read, given which coefficients earlier rules write."""
-        live, wanted = "u", set[str]()
-        for rule in self.rules:
-            wanted |= rule.reads_for(live, self.group)
-            live += rule.writes
-        return tuple(sorted(wanted))
 
     def _rule_device(self) -> torch.device:
         """Rules are evaluated on the host where options are all they read, so that nothing has to be fetched."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -58,6 +58,14 @@ class Rule:
         """:meth:`reads`, where shared options of a group let the rule read less."""
         return self.reads(live)
 
+    def adds_up(self, group: Mapping[str, Any]) -> bool:
+        """Whether :meth:`sums` returns anything for a group: where it is sharded, that costs a collective."""
+        return self.scope in ("row", "tensor")
+
+    def rewrites(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The state of the moments that this rule changes in place, by name."""
+        return ()
+
     def sums(self, x: Slices) -> list[Tensor]:
         """Quantities per slice, each (S,), to be added up over each tensor and over its shards."""
         return []
@@ -93,3 +101,12 @@ class Rule:
     def shrink(self, group: Mapping[str, Any]) -> str | None:
         """The fraction of the weights (or of their distance to the anchor) that one step takes, as text."""
         return None
+
+
+def entries_read(rules: Sequence[Rule], group: Mapping[str, Any]) -> tuple[str, ...]:
+    """The Gram entries that a group's rules read, given which coefficients the rules before each of them write."""
+    live, wanted = "u", set[str]()
+    for rule in rules:
+        wanted |= rule.reads_for(live, group)
+        live += rule.writes
+    return tuple(sorted(wanted))
