@@ -5,6 +5,7 @@ A failure shrinks to the shortest recipe that shows it and prints that as `recip
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from mooring.step.rule import Rule
 from tests.optim.precision import F32, ulp
 from tests.optim.test_layouts import channels_last, contiguous, strided, transposed
 from tests.optim.test_random_problems import OPTIONS, gradient
-from tests.reference.base import second_moment
+from tests.reference.base import norm, second_moment
 from tests.reference.composition import Composition
 
 BASES: dict[str, type] = {"adam": mo.Adam, "sgd": mo.SGD, "adai": mo.Adai}
@@ -63,6 +64,7 @@ class Recipe:
     toward: str
     trust: bool
     selective: bool
+    max_grad_norm: float | None
     groups: tuple[tuple[dict[str, Any], tuple[Weight, ...]], ...]
     seed: int
 
@@ -84,11 +86,12 @@ class Recipe:
 
 
 @st.composite
-def recipes(draw: st.DrawFn, kinds: list[str], smallest_eps: float = 0.0) -> Recipe:
+def recipes(draw: st.DrawFn, kinds: list[str], smallest_eps: float = 0.0, clip: bool = False) -> Recipe:
     base = draw(st.sampled_from(sorted(BASES)))
     project, trust, selective = draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
     decay = draw(st.sampled_from([None, *DECAYS]))
     toward = draw(st.sampled_from(["zero", "anchor"]))
+    max_grad_norm = draw(st.sampled_from([None, 1.0, 1e4])) if clip else None
     steps = draw(st.integers(1, 5))
     names = ["lr", "maximize", *MOMENTS[base]]
     names += ["weight_decay"] if decay else []
@@ -120,7 +123,9 @@ def recipes(draw: st.DrawFn, kinds: list[str], smallest_eps: float = 0.0) -> Rec
     groups = [
         (options(), tuple(weight() for _ in range(draw(st.integers(1, 4))))) for _ in range(draw(st.integers(1, 3)))
     ]
-    return Recipe(base, project, decay, toward, trust, selective, tuple(groups), draw(st.integers(0, 2**16)))
+    return Recipe(
+        base, project, decay, toward, trust, selective, max_grad_norm, tuple(groups), draw(st.integers(0, 2**16))
+    )
 
 
 class Run:
@@ -136,7 +141,9 @@ class Run:
         self.reference = Composition([{**recipe.stages(), **group} for group in self.groups])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*while SelectiveProjection.*", category=UserWarning)
-            self.optimizer = BASES[recipe.base](self.groups, lr=0.1, rules=recipe.rules())
+            self.optimizer = BASES[recipe.base](
+                self.groups, lr=0.1, rules=recipe.rules(), max_grad_norm=recipe.max_grad_norm
+            )
 
     def make(self, weight: Weight) -> nn.Parameter:
         values = torch.randn(weight.shape, generator=self.generator, dtype=torch.float64).to(self.dtype)
@@ -149,7 +156,12 @@ class Run:
                 p.grad = None if g is None else LAYOUTS[weight.gradient_layout](g)
 
     def step(self) -> None:
-        self.reference.step([[p.grad for p in group["params"]] for group in self.groups])
+        grads = [[p.grad for p in group["params"]] for group in self.groups]
+        if self.recipe.max_grad_norm is not None:
+            total = math.sqrt(math.fsum(norm(g) ** 2 for row in grads for g in row if g is not None))
+            factor = min(1.0, self.recipe.max_grad_norm / (total + 1e-6))
+            grads = [[None if g is None else factor * g for g in row] for row in grads]
+        self.reference.step(grads)
         self.optimizer.step()
 
     @property
@@ -171,7 +183,7 @@ common = settings(
 
 
 @settings(common, max_examples=300)
-@given(recipe=recipes(GRADIENTS + EXTREMES))
+@given(recipe=recipes(GRADIENTS + EXTREMES, clip=True))
 def test_float64(recipe: Recipe) -> None:
     announce(recipe)
     run = Run(recipe, torch.float64)
