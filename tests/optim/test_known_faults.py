@@ -270,16 +270,17 @@ def test_adams_mixes_amsgrad_groups() -> None:
 
 
 def test_adams_mean_uses_each_tensors_own_age_and_beta2() -> None:
-    p, q = ones(1, value=2.0), ones(1)
-    groups: list[dict[str, Any]] = [{"params": [p]}, {"params": [q], "betas": (0.0, 0.9)}]
+    p, late, other = ones(1, value=2.0), ones(1), ones(1)
+    groups: list[dict[str, Any]] = [{"params": [p, late]}, {"params": [other], "betas": (0.0, 0.9)}]
     optimizer = mo.AdamS(groups, lr=0.1, betas=(0.0, 0.5), weight_decay=0.2)
     for t in range(3):
         p.grad = torch.full_like(p, 1.0 + t)
-        q.grad = torch.full_like(q, 2.0) if t == 2 else None
+        for q, g in ((late, 2.0), (other, 3.0)):
+            q.grad = torch.full_like(q, g) if t == 2 else None
         before = p.detach().clone()
         optimizer.step()
     v_p = (0.5 * (0.5 * 0.5 * 1 + 0.5 * 4) + 0.5 * 9) / (1 - 0.5**3)
-    v_bar = (v_p + 4.0) / 2
+    v_bar = (v_p + 4.0 + 9.0) / 3
     expected = before * (1 - 0.1 * 0.2 / math.sqrt(v_bar)) - 0.1 * 3 / (math.sqrt(v_p) + 1e-8)
     torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=0)
 

@@ -95,9 +95,12 @@ def recipes(draw: st.DrawFn, kinds: list[str], smallest_eps: float = 0.0, clip: 
     steps = draw(st.integers(1, 5))
     names = ["lr", "maximize", *MOMENTS[base]]
     names += ["weight_decay"] if decay else []
-    names += ["delta", "wd_ratio"] if project else []
+    names += ["delta", "wd_ratio", "scale_invariant"] if project else []
     names += ["strength"] if selective else []
     names += ["anchor"] if selective or (decay and toward == "anchor") else []
+
+    if project and trust:
+        kinds = [kind for kind in kinds if kind != "tiny"]  # below eps any row is projected, also one of one element
 
     def weight() -> Weight:
         shape = draw(st.sampled_from(SHAPES))
@@ -115,9 +118,11 @@ def recipes(draw: st.DrawFn, kinds: list[str], smallest_eps: float = 0.0, clip: 
         if base == "adai":
             chosen["eps"] = 1e-3  # 1 - (1 - eps) has no digits at an eps that suits Adam
         if project:
-            # Above 1/sqrt(row length) a projection can leave nothing of a step but rounding; then neither its length
-            # nor the growth that it brings has digits.
+            # A row of one element may be projected away, to rounding; then neither the length of the step nor the
+            # growth that it brings has digits.
             chosen["delta"] = min(chosen["delta"], 0.4)
+            if (trust or selective) and chosen["scale_invariant"] in ("row", "tensor"):
+                chosen["scale_invariant"] = "test"
         return chosen
 
     groups = [

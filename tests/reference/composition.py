@@ -45,7 +45,7 @@ class Composition(Projecting, Contracting):
         "base": "adam", "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "nesterov": False,
         "momentum": 0.0, "dampening": 0.0, "maximize": False,
         "decay": None, "weight_decay": 0.0, "toward": "zero", "anchor": "capture",
-        "project": False, "delta": 0.1, "wd_ratio": 0.1, "trust": False, "strength": None,
+        "project": False, "delta": 0.1, "wd_ratio": 0.1, "scale_invariant": "test", "trust": False, "strength": None,
     }  # fmt: skip
     fixed: ClassVar[dict[str, Any]] = {}
 
