@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from mooring.optim import AdamS as AdamS
     from mooring.optim import AdamSPD as AdamSPD
     from mooring.optim import AdamW as AdamW
+    from mooring.optim import convert as convert
     from mooring.optim import cost as cost
+    from mooring.optim import interpolate as interpolate
     from mooring.optim import param_groups as param_groups
     from mooring.optim import scale_invariant_parameters as scale_invariant_parameters
     from mooring.optim import wrap as wrap
@@ -44,7 +46,7 @@ _RULES = (
     "StableDecay",
     "TrustRatio",
 )
-_HELPERS = ("cost", "param_groups", "scale_invariant_parameters", "wrap")
+_HELPERS = ("convert", "cost", "interpolate", "param_groups", "scale_invariant_parameters", "wrap")
 _ROOMS = {
     **dict.fromkeys((*_OPTIMIZERS, *_HELPERS), "mooring.optim"),
     **dict.fromkeys(_RULES, "mooring.rules"),
