@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -81,6 +82,15 @@ def backward(net: TinyNet, t: int) -> None:
             p.grad = torch.zeros_like(p) if p.grad is not None else None
     if t % 50 == 30:
         net.zero_grad(set_to_none=True)
+
+
+def train_elsewhere(data: bytes, start: int, stop: int, file: str) -> None:
+    """In a spawned process: step a pickled (net, optimizer), which share their parameters, and save the weights."""
+    net, optimizer = pickle.loads(data)
+    for t in range(start, stop):
+        backward(net, t)
+        optimizer.step()
+    torch.save([p.detach() for p in net.parameters()], file)
 
 
 def make_groups(net: TinyNet, hyper: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from mooring.anchors import capture
+from mooring.anchors import kinds
+from mooring.anchors.held import Held, Rounding, check_shape, named
+from mooring.anchors.names import first, match
+from mooring.anchors.sources import digest, write
 from mooring.moments.base import Moments
 from mooring.optim import common as common_options
 from mooring.optim.common import CommonOptions
@@ -23,6 +28,7 @@ from mooring.step.pipeline import take_step
 from mooring.step.record import Recorder
 from mooring.step.rule import Rule
 from mooring.step.scalars import host_value
+from mooring.step.shards import is_sharded, local, local_part, whole
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -46,6 +52,7 @@ class Optimizer(torch.optim.Optimizer):
             before clipping, 0-dim float64 on their device; reading its value waits for the device. Else None.
     """
 
+    _constructing = False
     grad_norm: Tensor | None
 
     def __init__(
@@ -64,7 +71,12 @@ class Optimizer(torch.optim.Optimizer):
             defaults = {**rule.options(), **defaults}
         if any(rule.scope == "row" for rule in self._rules):
             defaults = {"row_dim": 0, **defaults}
+        if "anchor" in defaults:
+            defaults = {**kinds.OPTIONS, **defaults}
+        self._constructing = True
         super().__init__(params, defaults)
+        self._constructing = False
+        self._find_anchors(self.param_groups)
 
     def _reset(self) -> None:
         self._plan: Plan | None = None
@@ -72,6 +84,13 @@ class Optimizer(torch.optim.Optimizer):
         self._unanchored: set[Tensor] = set()
         self.grad_norm = None
         self._skipped: Tensor | None = None
+        # Anchors that files hold.
+        self._held = Held(local_part, local)
+
+    @property
+    def _anchored(self) -> bool:
+        """Whether a rule may read an anchor; other optimizers ignore the options of one."""
+        return "anchor" in self.defaults
 
     # Groups.
 
@@ -86,6 +105,8 @@ class Optimizer(torch.optim.Optimizer):
         try:
             self._check_group(self.param_groups[-1])
             common_options.check_shared(self.param_groups)
+            if not self._constructing:  # names are matched all together, so not before all groups are there
+                self._find_anchors(self.param_groups)
         except ValueError:
             del self.param_groups[before:]
             raise
@@ -101,8 +122,8 @@ class Optimizer(torch.optim.Optimizer):
         self._check_common(group)
         for rule in self._rules:
             rule.check(group)
-        if "anchor" in group:
-            capture.check(group)
+        if self._anchored:
+            kinds.check(group)
         if "row_dim" in group and group["row_dim"] not in (0, 1):
             raise ValueError(f"row_dim must be 0 or 1, got {group['row_dim']!r}")
         by_sums = [type(r).__name__ for r in self._rules if r.scope in ("row", "tensor")]
@@ -182,6 +203,7 @@ class Optimizer(torch.optim.Optimizer):
         if found.skip_now:
             return
         self._capture_anchors(plan)
+        self._hold_anchors(plan)
         for group in self.param_groups:
             if common_options.draws(group):
                 group["draws"] = group.get("draws", 0) + 1
@@ -239,10 +261,15 @@ class Optimizer(torch.optim.Optimizer):
             self._moments.fill(state, group, torch.zeros_like(p, dtype=kept, memory_format=torch.preserve_format))
         if compensated(p.dtype, group) and "compensation" not in state:
             state["compensation"] = torch.zeros_like(p, dtype=torch.int16, memory_format=torch.preserve_format)
-        if group.get("anchor") == "capture" and "anchor" not in state:
+        if not self._anchored or p in self._unanchored:
+            return
+        if kinds.to_capture(group) or (kinds.in_state(group) and "anchor" not in state):
+            if group["anchor"] == "given":
+                raise RuntimeError(kinds.NOT_GIVEN.format(what=f"a parameter of shape {tuple(p.shape)}"))
             if state["step"] > 0:
-                raise RuntimeError(capture.MISSING.format(name=type(self).__name__))
-            state["anchor"] = p.detach().clone(memory_format=torch.preserve_format)
+                raise RuntimeError(kinds.MISSING.format(name=type(self).__name__))
+            if kinds.in_state(group):
+                state["anchor"] = p.detach().to(kinds.stored_dtype(group, p.dtype), copy=True)
             self._unanchored.add(p)
 
     def _is_dry_run(self, plan: Plan) -> bool:
@@ -262,11 +289,109 @@ class Optimizer(torch.optim.Optimizer):
     def _capture_anchors(self, plan: Plan) -> None:
         if not self._unanchored:
             return
+        rounded = Rounding()
         for batch in plan.batches:
             for p, group in zip(batch.owners, batch.groups):
-                if p in self._unanchored and float(group["lr"]) != 0:
-                    self.state[p]["anchor"].copy_(p)
+                if p in self._unanchored and kinds.in_state(group) and float(group["lr"]) != 0:
+                    anchor = self.state[p]["anchor"]
+                    anchor.copy_(p)
+                    rounded.add(local(p.detach()), local(anchor))
                     self._unanchored.discard(p)
+        rounded.announce()
+        self._capture_into_files(plan)
+
+    def _capture_into_files(self, plan: Plan) -> None:
+        """Write the weights of all groups that share a file when the first of them can move."""
+        moving = [(p, g) for batch in plan.batches for p, g in zip(batch.owners, batch.groups) if kinds.to_capture(g)]
+        for file in dict.fromkeys(group["anchor_file"] for _, group in moving if float(group["lr"]) != 0):
+            groups = [(i, g) for i, g in enumerate(self.param_groups) if kinds.to_capture(g)]
+            groups = [(i, g) for i, g in groups if g["anchor_file"] == file]
+            members = [member for i, group in groups for member in named(group, i)]
+            tensors = {name: p.detach() for name, p in members}
+            if len(tensors) < len(members):
+                raise ValueError(f"anchor_file={file!r}: two parameters have the same name; give each group its file")
+            sha256 = _write_once(Path(file), tensors)
+            for _, group in groups:
+                group["anchor_hash"] = sha256
+            self._unanchored.difference_update(p for _, p in members)
+            for batch in plan.batches:
+                batch.held = None
+
+    def _hold_anchors(self, plan: Plan) -> None:
+        """Give each batch the anchors that are not in the state."""
+        for batch in plan.batches:
+            if not batch.anchored or kinds.location(batch.group) is None:
+                continue
+            if kinds.to_capture(batch.group):  # until then the anchor follows the weights
+                batch.held = [local(p.detach()) for p in batch.owners]
+            elif batch.held is None:
+                batch.held = self._held.of(batch.owners, batch.group, self.param_groups)
+
+    def _find_anchors(self, groups: Sequence[dict[str, Any]]) -> None:
+        if self._anchored:
+            self._held.find(groups)
+
+    def anchor_to(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Anchor the weights to a state dict instead of what they are at the first step.
+
+        Every group with ``anchor="capture"`` takes its anchors from the state dict by name, and its ``anchor`` becomes
+        ``"given"``. From here on they are like captured ones: state, saved with it, needed on a resume. Groups anchored
+        at zero, to a file or to nothing stay so. Costs what a captured anchor costs.
+
+        Args:
+            state_dict: the pretrained weights; names as in :func:`mooring.anchors.names.match`.
+
+        Raises:
+            ValueError: without names, for a parameter that the state dict lacks, or of another shape. Nothing is
+                changed then.
+
+        Example:
+            >>> import torch, mooring as mo
+            >>> model = torch.nn.Linear(4, 2)
+            >>> pretrained = {name: value + 0.1 for name, value in model.state_dict().items()}
+            >>> opt = mo.AdamSPD(model.named_parameters(), lr=1e-3)
+            >>> opt.anchor_to(pretrained)
+        """
+        if not self._anchored:
+            raise ValueError(f"anchor_to: {type(self).__name__} has no rule that reads an anchor")
+        groups = [g for g in self.param_groups if g["anchor"] in ("capture", "given")]
+        members: list[tuple[str, Tensor, dict[str, Any]]] = []
+        for group in groups:
+            kinds.check({**group, "anchor": "given"})
+            if "param_names" not in group:
+                raise ValueError(
+                    "anchor_to: a state dict is read by name, and these parameters have none: pass "
+                    "model.named_parameters() or mo.param_groups(model) to the optimizer"
+                )
+            members += [(name, p, group) for name, p in zip(group["param_names"], group["params"])]
+        keys = match([name for name, _, _ in members], state_dict, "state_dict")
+        missing = [name for name, _, _ in members if name not in keys]
+        if missing:
+            raise ValueError(
+                f"anchor_to: the state dict has no {first(missing)}; it has {first(state_dict)}. Put new parameters "
+                "into a group with anchor=None, as param_groups(model, anchor=state_dict) does"
+            )
+        for name, p, _ in members:
+            check_shape(name, tuple(p.shape), tuple(state_dict[keys[name]].shape), "state_dict")
+        rounded = Rounding()
+        with torch.no_grad():
+            for name, p, group in members:
+                anchor = torch.empty_like(p.detach(), dtype=kinds.stored_dtype(group, p.dtype))
+                value, part = whole(state_dict[keys[name]].detach()), local_part(p)
+                value = (value if part is None else value[part]).to(local(anchor).device, p.dtype)
+                local(anchor).copy_(value)
+                rounded.add(value, local(anchor))
+                self._put_anchor(p, group, anchor)
+        for group in groups:
+            group["anchor"] = "given"
+        rounded.announce()
+
+    def _put_anchor(self, p: Tensor, group: dict[str, Any], anchor: Tensor) -> None:
+        if "anchor" not in self.state[p]:
+            self.state[p]["anchor"] = anchor
+            self._fill(p, group)  # all state at once: checkpointers take one that is not empty for complete
+        self.state[p]["anchor"] = anchor
+        self._unanchored.discard(p)
 
     def init_state(self) -> None:
         """Allocate the state of every parameter now, as checkpointers want it; changes no weight and no later step."""
@@ -345,7 +470,13 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)  # checkpoints of torch's optimizers and of older versions lack some
-        self._unanchored = {p for p, s in self.state.items() if "anchor" in s and not s.get("step", 1) > 0}
+        self._unanchored = self._still_unanchored()
+
+    def _still_unanchored(self) -> set[Tensor]:
+        """Parameters whose anchor in the state is from before the first step."""
+        follow = [p for group in self.param_groups if group.get("anchor") == "capture" for p in group["params"]]
+        states = ((p, self.state[p]) for p in follow if p in self.state)
+        return {p for p, s in states if "anchor" in s and not s.get("step", 1) > 0}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -355,13 +486,16 @@ class Optimizer(torch.optim.Optimizer):
         model resumes bitwise. Loaded tensors are copies: the checkpoint and the optimizer share nothing.
 
         Raises:
-            ValueError: for a checkpoint from the middle of training that lacks the anchor. Nothing is loaded then.
+            ValueError: for a checkpoint from the middle of training that lacks the anchor, or whose anchor's file is
+                missing or has changed. Nothing is loaded then.
         """
         final: dict[str, Any] = {}
+        held = [self._held]
 
-        def check(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
-            self._check_anchors(given)
+        def check(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            given, held[0] = self._with_anchors(given)
             final.update(given)
+            return given
 
         handle = self.register_load_state_dict_pre_hook(check)
         try:
@@ -369,6 +503,7 @@ class Optimizer(torch.optim.Optimizer):
         finally:
             handle.remove()
         self._restore_types(final)
+        self._held = held[0]
         for group in self.param_groups:
             self._check_group(group)
         common_options.check_shared(self.param_groups)
@@ -380,11 +515,40 @@ class Optimizer(torch.optim.Optimizer):
                 if index in state_dict["state"]:
                     yield own, p, state_dict["state"][index]
 
-    def _check_anchors(self, state_dict: dict[str, Any]) -> None:
-        for group, _, saved in self._saved_states(state_dict):
-            anchor = group.get("anchor")
-            if anchor == "capture" and saved and "anchor" not in saved and float(saved.get("step", 1)) > 0:
-                raise ValueError("state_dict: " + capture.MISSING.format(name=type(self).__name__))
+    def _with_anchors(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], Held]:
+        """The checkpoint with complete options of its anchors, and the files that hold them, verified.
+
+        Options that the checkpoint does not have stay. Of two paths to a file ours is taken, because files move between
+        runs; what it must hold is what the checkpoint says.
+        """
+        held = Held(local_part, local)
+        saved_groups = state_dict["param_groups"]
+        same = [len(g["params"]) for g in saved_groups] == [len(g["params"]) for g in self.param_groups]
+        if not self._anchored or not same:  # torch says what is wrong with the groups
+            return state_dict, held
+        merged: list[dict[str, Any]] = []
+        for own, saved in zip(self.param_groups, saved_groups):
+            ours = {name: own[name] for name in ("anchor", *kinds.OPTIONS) if name in own}
+            group = {**(kinds.OPTIONS if "anchor" in saved else ours), **saved}
+            if kinds.is_source(group) and kinds.is_source(ours):
+                group["anchor"] = ours["anchor"]
+            if kinds.on_file(group) and ours["anchor_file"] is not None:
+                group["anchor_file"] = ours["anchor_file"]
+            for index in saved["params"]:
+                state = state_dict["state"].get(index, {})
+                lacks = kinds.to_capture(group) or (kinds.in_state(group) and "anchor" not in state)
+                if lacks and state and float(state.get("step", 1)) > 0:
+                    raise ValueError("state_dict: " + kinds.MISSING.format(name=self._title()))
+            merged.append(group)
+        names = [{**own, **group, "params": own["params"]} for own, group in zip(self.param_groups, merged)]
+        held.find(names)
+        held.verify(names)
+        for group, found in zip(merged, names):
+            group["anchor_hash"] = found["anchor_hash"]
+        return {**state_dict, "param_groups": merged}, held
+
+    def _title(self) -> str:
+        return type(self).__name__
 
     def _restore_types(self, state_dict: dict[str, Any]) -> None:
         for group, p, saved in self._saved_states(state_dict):
@@ -403,7 +567,7 @@ class Optimizer(torch.optim.Optimizer):
             # A buffer without a count (torch's SGD keeps none) has seen at least one step.
             state["step"] = torch.tensor(float(saved.get("step", 1)), dtype=torch.float32)
             self._moments.loaded(state)
-        self._unanchored = {p for p, s in self.state.items() if "anchor" in s and not s.get("step", 1) > 0}
+        self._unanchored = self._still_unanchored()
 
     # For people.
 
@@ -422,6 +586,24 @@ class Optimizer(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         return pipeline_text(type(self).__name__, self.param_groups, self._moments, self._rules, cost(self))
+
+
+def _write_once(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write captured anchors and return the file's sha256; where they are sharded, rank 0 writes for all."""
+    together = any(is_sharded(t) for t in tensors.values())
+    outcome: list[str | None] = [None, None]
+    try:
+        write(path, tensors, whole, keep=not together or dist.get_rank() == 0)
+        outcome[0] = digest([path]) if path.exists() else None
+    except (ValueError, OSError) as error:
+        if not together:
+            raise
+        outcome[1] = str(error)
+    if together:
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise ValueError(outcome[1])
+    return str(outcome[0])
 
 
 def announce_anchored_decay(name: str, groups: Sequence[dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,15 +12,15 @@ from mooring.rules.decay import Decay
 from mooring.step.rule import Rule
 
 
-def compose(listed: Sequence[object], options: dict[str, Any], coupled: Rule, anchor: str | None) -> list[Rule]:
+def compose(listed: Sequence[object], options: dict[str, Any], coupled: Rule, anchor: Mapping[str, Any]) -> list[Rule]:
     """Check a recipe and complete it with the signature's own ``weight_decay``.
 
     Args:
         listed: the rules that the user listed.
         options: group options of the optimizer; ``weight_decay`` is the signature's. Changed in place: rules bring
-            their own options, and ``anchor`` where one of them needs it.
+            their own options, and ``anchor`` with its store where one of them needs it.
         coupled: what a ``weight_decay`` in the signature means for this optimizer.
-        anchor: the kind of anchor, where a rule needs one.
+        anchor: the options of the anchor, where a rule needs one.
 
     Raises:
         TypeError: for something that is not a rule (a class that was not called, say).
@@ -33,7 +33,7 @@ def compose(listed: Sequence[object], options: dict[str, Any], coupled: Rule, an
     else:
         del options["weight_decay"]  # the listed decay brings its own
     if any(rule.needs_anchor for rule in rules):
-        options["anchor"] = anchor
+        options.update(anchor)
     _warn_of_fights(rules, options)
     return rules
 
@@ -85,7 +85,7 @@ def _warn_of_fights(rules: Sequence[Rule], options: dict[str, Any]) -> None:
     to_zero = [r for r in rules if isinstance(r, Decay) and r.toward == "zero" and not r.free_only]
     amounts = [r.weight_decay if r.weight_decay else options.get("weight_decay", 0) for r in to_zero]
     holds = any(isinstance(rule, SelectiveProjection) for rule in rules)
-    if holds and any(amounts) and options["anchor"] == "capture":
+    if holds and any(amounts) and options["anchor"] not in ("zero", None):
         warnings.warn(
             f"{type(to_zero[0]).__name__} pulls the weights to zero while SelectiveProjection holds them to the "
             "anchor; use toward='anchor' in the decay, or drop it",

@@ -39,7 +39,10 @@ class Adam(Optimizer):
         amsgrad: use the running maximum of the second moment.
         rules: what is done with the update direction, in order; see ``mooring.rules``.
         nesterov: Nesterov momentum as in AdamP's released code.
-        anchor: where a rule needs one: ``"capture"`` (default), ``"zero"`` or None.
+        anchor: where a rule needs one: ``"capture"``, ``"zero"``, None for no anchor, or where the
+            pretrained weights are: a safetensors file, a folder of them, or a hub id; see docs/anchors.md.
+        anchor_store: where the anchor is kept: ``"device"``, ``"bfloat16"``, ``"cpu"`` or ``"mmap"``.
+        anchor_file: the file to which a captured anchor is written with the stores ``"cpu"`` and ``"mmap"``.
         maximize: ascend.
         common: see :class:`mooring.optim.common.CommonOptions`.
 
@@ -66,6 +69,8 @@ class Adam(Optimizer):
         rules: Sequence[Rule] = (),
         nesterov: bool = False,
         anchor: str | None = "capture",
+        anchor_store: str = "device",
+        anchor_file: str | None = None,
         maximize: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
@@ -78,7 +83,8 @@ class Adam(Optimizer):
             nesterov=nesterov,
             maximize=maximize,
         )
-        recipe = compose(rules, options, CoupledDecay(), anchor)
+        anchored = dict(anchor=anchor, anchor_store=anchor_store, anchor_file=anchor_file)
+        recipe = compose(rules, options, CoupledDecay(), anchored)
         scans = any(rule.needs_stable_scale for rule in recipe)
         super().__init__(params, options, AdamMoments(track_sum=scans, nesterov=True), recipe, common)
 
@@ -103,7 +109,10 @@ class SGD(Optimizer):
         weight_decay: coupled decay (L2), added to the gradient; not beside a decay in ``rules``.
         nesterov: Nesterov momentum; needs momentum > 0 and dampening 0.
         rules: what is done with the update direction, in order; see ``mooring.rules``.
-        anchor: where a rule needs one: ``"capture"`` (default), ``"zero"`` or None.
+        anchor: where a rule needs one: ``"capture"``, ``"zero"``, None for no anchor, or where the
+            pretrained weights are: a safetensors file, a folder of them, or a hub id; see docs/anchors.md.
+        anchor_store: where the anchor is kept: ``"device"``, ``"bfloat16"``, ``"cpu"`` or ``"mmap"``.
+        anchor_file: the file to which a captured anchor is written with the stores ``"cpu"`` and ``"mmap"``.
         maximize: ascend.
         common: see :class:`mooring.optim.common.CommonOptions`.
 
@@ -130,6 +139,8 @@ class SGD(Optimizer):
         *,
         rules: Sequence[Rule] = (),
         anchor: str | None = "capture",
+        anchor_store: str = "device",
+        anchor_file: str | None = None,
         maximize: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
@@ -141,7 +152,8 @@ class SGD(Optimizer):
             nesterov=nesterov,
             maximize=maximize,
         )
-        super().__init__(params, options, Momentum(), compose(rules, options, CoupledDecay(), anchor), common)
+        anchored = dict(anchor=anchor, anchor_store=anchor_store, anchor_file=anchor_file)
+        super().__init__(params, options, Momentum(), compose(rules, options, CoupledDecay(), anchored), common)
 
 
 class Adai(Optimizer):
@@ -158,7 +170,10 @@ class Adai(Optimizer):
         eps: 1 - eps is the largest momentum.
         weight_decay: coupled decay (L2).
         rules: what is done with the update direction, in order; see ``mooring.rules``.
-        anchor: where a rule needs one: ``"capture"`` (default), ``"zero"`` or None.
+        anchor: where a rule needs one: ``"capture"``, ``"zero"``, None for no anchor, or where the
+            pretrained weights are: a safetensors file, a folder of them, or a hub id; see docs/anchors.md.
+        anchor_store: where the anchor is kept: ``"device"``, ``"bfloat16"``, ``"cpu"`` or ``"mmap"``.
+        anchor_file: the file to which a captured anchor is written with the stores ``"cpu"`` and ``"mmap"``.
         maximize: ascend.
         common: see :class:`mooring.optim.common.CommonOptions`.
 
@@ -182,11 +197,14 @@ class Adai(Optimizer):
         *,
         rules: Sequence[Rule] = (),
         anchor: str | None = "capture",
+        anchor_store: str = "device",
+        anchor_file: str | None = None,
         maximize: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
         options = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize)
-        super().__init__(params, options, AdaiMoments(), compose(rules, options, CoupledDecay(), anchor), common)
+        anchored = dict(anchor=anchor, anchor_store=anchor_store, anchor_file=anchor_file)
+        super().__init__(params, options, AdaiMoments(), compose(rules, options, CoupledDecay(), anchored), common)
 
 
 class AdaiS(Optimizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -9,9 +10,17 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from mooring.anchors import kinds
+from mooring.anchors.held import check_shape
+from mooring.anchors.names import first, match
+from mooring.anchors.sources import Source
+
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|blocks?|h|stages?|resblocks|layer_?(?=\d))\.?(\d+)(?:\.|$)")
+_LORA = re.compile(r"(?:^|\.)lora_(embedding_)?[AB](?:\.|$)")
+# Added beside LoRA's factors but starting at a value that matters, such as DoRA's magnitudes.
+_ADDED = re.compile(r"(?:^|\.)lora_")
 _INPUT = re.compile(r"(?:^|\.)(?:\w*embed\w*|wte|wpe|cls_token|stem|conv1|conv_stem)(?:\.|$)")
 
 
@@ -48,7 +57,8 @@ def param_groups(
     lr: float | None = None,
     layer_decay: float | None = None,
     head: str | Iterable[str] = (),
-    anchor: str | None = "capture",
+    anchor: str | Mapping[str, Tensor] | None = "capture",
+    lora: str = "zero",
     scale_invariant: Mapping[str, str] | None = None,
 ) -> ParamGroups:
     """Sort a model's trainable parameters into groups.
@@ -59,6 +69,8 @@ def param_groups(
       their rows are not projected.
     - Transposed convolutions and GPT-2's ``Conv1D`` get ``row_dim`` 1, where they keep their output channels.
     - Parameters under ``head`` get ``anchor`` None, LoRA factors ``"zero"``, all others ``anchor``.
+    - Where ``anchor`` is a file or a state dict, parameters that it has no tensor for are a new head: they get None,
+      and their names are logged (logger ``mooring``). It is an error if that would free more than half of the elements.
     - With ``layer_decay``, the learning rate of layer i of n is ``lr * layer_decay ** (n + 1 - i)``, the embeddings
       being layer 0 and everything after the last layer, with the head, layer n + 1 (Clark et al., ICLR 2020).
     - With ``scale_invariant``, the radial projection acts where that says so and nowhere else, and tests no cosine.
@@ -72,13 +84,18 @@ def param_groups(
         lr: learning rate of the last layer; needed with ``layer_decay``.
         layer_decay: factor per layer, in (0, 1].
         head: names, or prefixes of names, of new parameters without a pretrained value.
-        anchor: kind of anchor of all others.
+        anchor: of all others: ``"capture"``, ``"zero"``, None, where the pretrained weights are (a safetensors file, a
+            folder of them, a hub id), or a state dict, which must then be given to the optimizer with
+            ``optimizer.anchor_to(state_dict)``.
+        lora: ``"zero"`` anchors LoRA factors at zero; ``"init"`` at their values at the first real step, which for A is
+            its random start. Costs one copy of the factors.
         scale_invariant: names of parameters and whether they are invariant by ``"row"`` or as a ``"tensor"``, as
             :func:`mooring.scale_invariant_parameters` finds them; all others are declared not to be.
 
     Raises:
         ValueError: for a head or a scale-invariant name that names no parameter, ``layer_decay`` out of range or
-            without ``lr``, or a model without trainable parameters.
+            without ``lr``, a model without trainable parameters, or a source that does not fit: missing, of other
+            shapes or other names.
 
     Example:
         >>> import torch, mooring as mo
@@ -91,6 +108,8 @@ def param_groups(
         raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay!r}")
     if layer_decay is not None and lr is None:
         raise ValueError("lr must be given with layer_decay: each group's learning rate is computed from it")
+    if lora not in ("zero", "init"):
+        raise ValueError(f"lora must be 'zero' or 'init', got {lora!r}")
     heads = (head,) if isinstance(head, str) else tuple(head)
     members = list(owned_parameters(model))
     if not members:
@@ -101,7 +120,9 @@ def param_groups(
             raise ValueError(f"head={prefix!r} names no trainable parameter; the model has {', '.join(names)}")
 
     _check_invariance(model, scale_invariant)
-
+    held = [(n, p) for n, p, _ in members if not _ADDED.search(n) and not any(_under(n, prefix) for prefix in heads)]
+    named = {} if anchor is None else _sourced(model, held, anchor)
+    kind_of_others = "given" if isinstance(anchor, Mapping) else anchor
     layers = {name: _layer(name) for name, _, _ in members}
     last = 1 + max((n for n in layers.values() if n is not None), default=0)
     by_kind: dict[Kind, list[tuple[str, Tensor]]] = {}
@@ -113,17 +134,58 @@ def param_groups(
             decays=p.ndim >= 2 and "norm" not in type(owner).__name__.lower(),
             embedding=isinstance(owner, _EMBEDDINGS) or "embed" in type(owner).__name__.lower(),
             row_dim=row_dim_in(owner),
-            anchor=None if is_head else "zero" if anchor is not None and ".lora_" in f".{name}" else anchor,
+            anchor=None if is_head else _anchor(name, p, kind_of_others, lora, named),
             layer=depth,
             invariant=None if scale_invariant is None else scale_invariant.get(name, "none"),
         )
         # Only tensors of two dimensions have rows, so vectors need not split a group for them.
         kind = kind if p.ndim >= 2 else kind._replace(row_dim=0, embedding=False)
-        by_kind.setdefault(kind, []).append((name, p))
+        by_kind.setdefault(kind, []).append((named.get(p) or name, p))
     return ParamGroups(
         _group(kind, params, weight_decay, lr, layer_decay, last)
         for kind, params in sorted(by_kind.items(), key=lambda item: _place(item[0]))
     )
+
+
+def _anchor(name: str, p: Tensor, others: str | None, lora: str, named: Mapping[Tensor, str]) -> str | None:
+    if others is None:
+        return None
+    if _ADDED.search(name):
+        return "zero" if lora == "zero" and _LORA.search(name) else "capture"
+    return others if p in named else None
+
+
+def _sourced(
+    model: nn.Module, members: list[tuple[str, Tensor]], anchor: str | Mapping[str, Tensor]
+) -> dict[Tensor, str]:
+    """The parameters that the source of the anchor has a tensor for, under that of their names which it knows."""
+    if isinstance(anchor, Mapping):
+        label, shapes = "state dict", {key: value.shape for key, value in anchor.items()}
+    elif kinds.is_source({"anchor": anchor}):
+        kinds.check({"anchor": anchor})
+        source = Source(anchor)
+        label, shapes = anchor, {key: source.shape(key) for key in source.keys}
+    else:
+        return {p: name for name, p in members}
+    # A tied parameter has several names, and a file may hold it under any of them.
+    names: dict[Tensor, list[str]] = {p: [] for _, p in members}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter in names:
+            names[parameter].append(name)
+    found = match([name for every in names.values() for name in every], shapes, label)
+    known = {p: name for p, every in names.items() for name in reversed(every) if name in found}
+    for p, name in known.items():
+        check_shape(name, tuple(p.shape), tuple(shapes[found[name]]), label)
+    free = [name for name, p in members if p not in known]
+    elements = sum(p.numel() for _, p in members)
+    if 2 * sum(p.numel() for _, p in members if p not in known) > elements:
+        raise ValueError(
+            f"anchor={label!r} has no tensor for more than half of the model: the model has {first(free)}, the source "
+            f"{first(sorted(shapes))}. Is it another model, or are the names different?"
+        )
+    if free:
+        logging.getLogger("mooring").warning("not in %s, so without an anchor: %s", label, ", ".join(free))
+    return known
 
 
 def _group(

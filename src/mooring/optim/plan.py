@@ -71,6 +71,8 @@ def _kind(group: dict[str, Any], moments: Moments, rules: Sequence[Rule]) -> tup
         moments.shared(group),
         tuple([(rule.active(group), rule.shared(group)) for rule in rules]),
         group.get("anchor"),
+        group.get("anchor_store"),
+        group.get("anchor_file"),
         group.get("row_dim"),
         host_value_is_remote(group["lr"]),
         group.get("rounding"),

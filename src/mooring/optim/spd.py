@@ -35,7 +35,10 @@ class AdamSPD(Optimizer):
             one. The paper has none (its authors call ``strength`` weight_decay).
         amsgrad: use the running maximum of the second moment.
         strength: the paper's lambda, dimensionless; 1 projects onto the previous radius, 0 switches SPD off.
-        anchor: ``"capture"``, ``"zero"`` (for LoRA factors), or None for no anchor.
+        anchor: ``"capture"``, ``"zero"`` (for LoRA factors), None for no anchor, or where the
+            pretrained weights are: a safetensors file, a folder of them, or a hub id; see docs/anchors.md.
+        anchor_store: where the anchor is kept: ``"device"``, ``"bfloat16"``, ``"cpu"`` or ``"mmap"``.
+        anchor_file: the file to which a captured anchor is written with the stores ``"cpu"`` and ``"mmap"``.
         maximize: ascend.
         common: see :class:`mooring.optim.common.CommonOptions`.
 
@@ -63,6 +66,8 @@ class AdamSPD(Optimizer):
         *,
         strength: float = 1.0,
         anchor: str | None = "capture",
+        anchor_store: str = "device",
+        anchor_file: str | None = None,
         maximize: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
@@ -74,6 +79,8 @@ class AdamSPD(Optimizer):
             amsgrad=amsgrad,
             strength=strength,
             anchor=anchor,
+            anchor_store=anchor_store,
+            anchor_file=anchor_file,
             maximize=maximize,
         )
         super().__init__(params, options, Adam(), RECIPE, common)
@@ -95,7 +102,10 @@ class SGDSPD(Optimizer):
         weight_decay: decoupled decay toward the *anchor*, per unit of learning rate; toward zero in groups without one.
         nesterov: Nesterov momentum; needs momentum > 0 and dampening 0.
         strength: the paper's lambda, dimensionless; 1 projects onto the previous radius, 0 switches SPD off.
-        anchor: ``"capture"``, ``"zero"`` (for LoRA factors), or None for no anchor.
+        anchor: ``"capture"``, ``"zero"`` (for LoRA factors), None for no anchor, or where the
+            pretrained weights are: a safetensors file, a folder of them, or a hub id; see docs/anchors.md.
+        anchor_store: where the anchor is kept: ``"device"``, ``"bfloat16"``, ``"cpu"`` or ``"mmap"``.
+        anchor_file: the file to which a captured anchor is written with the stores ``"cpu"`` and ``"mmap"``.
         maximize: ascend.
         common: see :class:`mooring.optim.common.CommonOptions`.
 
@@ -121,6 +131,8 @@ class SGDSPD(Optimizer):
         *,
         strength: float = 1.0,
         anchor: str | None = "capture",
+        anchor_store: str = "device",
+        anchor_file: str | None = None,
         maximize: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
@@ -132,6 +144,8 @@ class SGDSPD(Optimizer):
             nesterov=nesterov,
             strength=strength,
             anchor=anchor,
+            anchor_store=anchor_store,
+            anchor_file=anchor_file,
             maximize=maximize,
         )
         super().__init__(params, options, Momentum(), RECIPE, common)

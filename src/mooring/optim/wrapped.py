@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from mooring.anchors import capture
+from mooring.anchors import kinds
+from mooring.anchors.held import Rounding
 from mooring.moments.displacement import Displacement
 from mooring.optim.base import Optimizer
 from mooring.optim.compose import in_order
@@ -17,9 +18,16 @@ from mooring.optim.plan import Plan
 from mooring.rules.decay import CoupledDecay, Decay
 from mooring.step.pipeline import take_step
 from mooring.step.rule import Rule
+from mooring.step.shards import local
 
 
-def wrap(base: torch.optim.Optimizer, rules: Sequence[Rule], anchor: str | None = "capture") -> Wrapped:
+def wrap(
+    base: torch.optim.Optimizer,
+    rules: Sequence[Rule],
+    anchor: str | None = "capture",
+    anchor_store: str = "device",
+    anchor_file: str | None = None,
+) -> Wrapped:
     """Apply rules to the step of any torch optimizer: Muon with selective projection, 8-bit Adam with an anchor.
 
     The wrapped step is taken as it is; what it did, ``u = p_before - p_after``, is the update direction that the rules
@@ -31,7 +39,10 @@ def wrap(base: torch.optim.Optimizer, rules: Sequence[Rule], anchor: str | None 
     Args:
         base: the optimizer. Its groups, state and defaults are shared, not copied: one learning rate, one checkpoint.
         rules: RadialProjection, TrustRatio, SelectiveProjection; a decay where ``base`` has no ``weight_decay`` itself.
-        anchor: where a rule needs one: ``"capture"``, ``"zero"`` or None.
+        anchor: where a rule needs one: ``"capture"``, ``"zero"``, None, or where the pretrained weights are: a
+            safetensors file, a folder of them, or a hub id; see docs/anchors.md.
+        anchor_store: where the anchor is kept: ``"device"``, ``"bfloat16"``, ``"cpu"`` or ``"mmap"``.
+        anchor_file: the file to which a captured anchor is written with the stores ``"cpu"`` and ``"mmap"``.
 
     Raises:
         TypeError: if ``base`` is not a torch optimizer, or something in ``rules`` is not a rule.
@@ -45,15 +56,17 @@ def wrap(base: torch.optim.Optimizer, rules: Sequence[Rule], anchor: str | None 
         >>> model(torch.ones(2, 8)).square().sum().backward()
         >>> opt.step()
     """
-    return Wrapped(base, rules, anchor)
+    return Wrapped(base, rules, dict(anchor=anchor, anchor_store=anchor_store, anchor_file=anchor_file))
 
 
 class Wrapped(Optimizer):
     """What :func:`wrap` returns. Its checkpoints are the wrapped optimizer's, with the anchor in the state."""
 
     base: torch.optim.Optimizer
+    # Anchors from before the first step; they enter the state after it.
+    _given: dict[Tensor, Tensor]
 
-    def __init__(self, base: torch.optim.Optimizer, rules: Sequence[Rule], anchor: str | None) -> None:
+    def __init__(self, base: torch.optim.Optimizer, rules: Sequence[Rule], anchor: dict[str, Any]) -> None:
         if not isinstance(base, torch.optim.Optimizer):
             raise TypeError(f"base must be a torch.optim.Optimizer, got {type(base).__name__}")
         checked = in_order(rules)
@@ -74,14 +87,15 @@ class Wrapped(Optimizer):
         if any(rule.scope == "row" for rule in checked):
             options["row_dim"] = 0
         if any(rule.needs_anchor for rule in checked):
-            options["anchor"] = anchor
+            options |= {**kinds.OPTIONS, **anchor}
         for option, value in options.items():
             base.defaults.setdefault(option, value)
             for group in base.param_groups:
                 group.setdefault(option, value)
-        self.__setstate__({"base": base, "_moments": Displacement(name), "_rules": tuple(checked)})
+        self.__setstate__({"base": base, "_moments": Displacement(name), "_rules": tuple(checked), "_given": {}})
         for group in self.param_groups:
             self._check_group(group)
+        self._find_anchors(self.param_groups)
 
     @override
     def _check_common(self, group: dict[str, Any]) -> None:
@@ -110,13 +124,14 @@ class Wrapped(Optimizer):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        return {"base": self.base, "_moments": self._moments, "_rules": self._rules}
+        return {"base": self.base, "_moments": self._moments, "_rules": self._rules, "_given": self._given}
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.base.add_param_group(param_group)
         try:
             self._check_group(self.param_groups[-1])
+            self._find_anchors(self.param_groups)
         except ValueError:
             del self.param_groups[-1]
             raise
@@ -140,6 +155,7 @@ class Wrapped(Optimizer):
         plan = self._current_plan()
         new = self._missing_anchors(plan)
         self._capture_anchors(plan)
+        self._hold_anchors(plan)
         for batch in plan.batches:
             batch.look_up()
             batch.before = [p.to(batch.dtype, copy=True) for p in batch.params]
@@ -148,6 +164,7 @@ class Wrapped(Optimizer):
             # Only now: most optimizers take a state that is not empty for one that they have made.
             for p, (anchor, moves) in new.items():
                 self.state[p]["anchor"] = anchor
+                self._given.pop(p, None)
                 if not moves:
                     self._unanchored.add(p)
             for batch in plan.batches:
@@ -161,24 +178,57 @@ class Wrapped(Optimizer):
     def _missing_anchors(self, plan: Plan) -> dict[Tensor, tuple[Tensor, bool]]:
         """Weights to become anchors after this step, and whether its learning rate lets it move them."""
         new: dict[Tensor, tuple[Tensor, bool]] = {}
+        rounded = Rounding()
         members = [member for batch in plan.batches for member in zip(batch.owners, batch.groups)]
         for p, group in [*members, *plan.empty]:
             state = self.state.get(p, {})
-            if group.get("anchor") != "capture" or "anchor" in state:
+            if not self._anchored or p in self._unanchored:
                 continue
-            if state and float(state.get("step", 1)) > 0:
-                raise RuntimeError(capture.MISSING.format(name=f"wrap({type(self.base).__name__})"))
-            moves = float(group["lr"]) != 0
-            new[p] = (p.detach().clone(memory_format=torch.preserve_format), moves)
+            if p in self._given:
+                new[p] = self._given[p], True
+            elif kinds.to_capture(group) or (kinds.in_state(group) and "anchor" not in state):
+                if group["anchor"] == "given":
+                    raise RuntimeError(kinds.NOT_GIVEN.format(what=f"a parameter of shape {tuple(p.shape)}"))
+                if state and float(state.get("step", 1)) > 0:
+                    raise RuntimeError(kinds.MISSING.format(name=self._title()))
+                if kinds.to_capture(group):
+                    self._unanchored.add(p)
+                    continue
+                moves = float(group["lr"]) != 0
+                anchor = p.detach().to(kinds.stored_dtype(group, p.dtype), copy=True)
+                if moves:
+                    rounded.add(local(p.detach()), local(anchor))
+                new[p] = anchor, moves
+        rounded.announce()
         return new
+
+    @override
+    def _put_anchor(self, p: Tensor, group: dict[str, Any], anchor: Tensor) -> None:
+        if self.state.get(p):
+            self.state[p]["anchor"] = anchor
+        else:
+            self._given[p] = anchor
+        self._unanchored.discard(p)
+
+    @override
+    def _title(self) -> str:
+        return f"wrap({type(self.base).__name__})"
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this optimizer; the wrapped one's own ``load_state_dict`` does the work.
 
         Raises:
-            ValueError: for a checkpoint from the middle of training that lacks the anchor. Nothing is loaded then.
+            ValueError: for a checkpoint from the middle of training that lacks the anchor, or whose anchor's file is
+                missing or has changed. Nothing is loaded then.
         """
-        self._check_anchors(state_dict)
+        state_dict, held = self._with_anchors(state_dict)
         self.base.load_state_dict(state_dict)
         self._reset()
+        self._held = held
+        for group in self.param_groups:
+            for p in group["params"]:
+                if "anchor" in self.state.get(p, {}):
+                    self._given.pop(p, None)
+                    anchor = self.state[p]["anchor"]  # torch has cast it to the parameter's type
+                    self.state[p]["anchor"] = anchor.to(kinds.stored_dtype(group, p.dtype))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mooring.anchors.held import fetch
 from mooring.kernels import eager, random, rounding
 from mooring.kernels.eager import TensorList
 from mooring.moments.base import Moments
@@ -109,6 +110,8 @@ class Batch:
         self._pieces = [piece(p) for p in self.owners] if self._draws() else []
         # Raised by rules during a step, 0-dim bool by name; taken and cleared when the step is counted.
         self.flags: dict[str, Tensor] = {}
+        # Anchors that are not in the state, this process's part of each, wherever their store keeps them.
+        self.held: list[Tensor] | None = None
 
     def begin(self, skip: Tensor | None = None) -> None:
         """Count the step.
@@ -331,7 +334,7 @@ class Batch:
             if self.group["anchor"] == "zero":
                 out["d"] = params
             else:
-                out["d"] = torch._foreach_sub(params, self.widen(self.state("anchor")))
+                out["d"] = torch._foreach_sub(params, self.anchors())
         return out
 
     def _weights(self) -> list[Tensor]:
@@ -339,6 +342,12 @@ class Batch:
         if self._compensated:
             return [rounding.join(p, rest) for p, rest in zip(self.params, self.state("compensation"))]
         return self.widen(self.params)
+
+    def anchors(self) -> list[Tensor]:
+        """This process's piece of every anchor, in the compute type; from the state or from where they are held."""
+        if self.held is None:
+            return self.widen(self.state("anchor"))
+        return self.widen([_real(a) for a in fetch(self.held, self.device, self.owners[0].dtype)])
 
     def coupled(self, vectors: dict[str, TensorList]) -> TensorList:
         """The gradients that the moments see: with the terms of coupled decay."""

@@ -56,6 +56,21 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if is_sharded(x) else x  # type: ignore[attr-defined]
 
 
+def local_part(x: Tensor) -> tuple[slice, ...] | None:
+    """Where this process's piece lies in the whole tensor, one slice per dimension; None if it is the whole."""
+    if not is_sharded(x):
+        return None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(x.shape, x.device_mesh, x.placements)  # type: ignore[attr-defined]
+    return tuple(slice(start, start + n) for start, n in zip(offset, shape))
+
+
+def whole(x: Tensor) -> Tensor:
+    """The complete tensor; a collective where ``x`` is sharded."""
+    return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
+
+
 def sharding(p: Tensor, row_dim: int) -> Sharding:
     """Read a parameter's placements.
 
