@@ -139,11 +139,12 @@ def test_defaults_and_signatures_are_the_papers() -> None:
     expected = {
         "AdamW": "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, amsgrad=False, *, maximize=False",
         "Adam": "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0, amsgrad=False, *, rules=(), nesterov=False, "
-        "anchor='capture', maximize=False",
-        "Adai": "lr, betas=(0.1, 0.99), eps=0.001, weight_decay=0, *, rules=(), anchor='capture', maximize=False",
+        "anchor='capture', anchor_store='device', anchor_file=None, maximize=False",
+        "Adai": "lr, betas=(0.1, 0.99), eps=0.001, weight_decay=0, *, rules=(), anchor='capture', "
+        "anchor_store='device', anchor_file=None, maximize=False",
         "AdaiS": "lr, betas=(0.1, 0.99), eps=0.001, weight_decay=0, *, maximize=False",
         "SGD": "lr=0.001, momentum=0, dampening=0, weight_decay=0, nesterov=False, *, rules=(), anchor='capture', "
-        "maximize=False",
+        "anchor_store='device', anchor_file=None, maximize=False",
         "AdamP": "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0, delta=0.1, wd_ratio=0.1, nesterov=False, *, "
         "scale_invariant='test', amsgrad=False, maximize=False",
         "SGDP": "lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, eps=1e-08, delta=0.1, wd_ratio=0.1, *, "
@@ -151,9 +152,9 @@ def test_defaults_and_signatures_are_the_papers() -> None:
         "AdamS": "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0001, amsgrad=False, *, maximize=False",
         "SGDS": "lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, *, maximize=False",
         "AdamSPD": "lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0, amsgrad=False, *, strength=1.0, "
-        "anchor='capture', maximize=False",
+        "anchor='capture', anchor_store='device', anchor_file=None, maximize=False",
         "SGDSPD": "lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, *, strength=1.0, anchor='capture', "
-        "maximize=False",
+        "anchor_store='device', anchor_file=None, maximize=False",
     }
     for name, signature in expected.items():
         parameters = list(inspect.signature(getattr(mo, name)).parameters.values())

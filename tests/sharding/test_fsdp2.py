@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.optim.table import BY_NAME
@@ -68,3 +70,15 @@ def test_any_mixture_of_placements_takes_the_same_step() -> None:
         print(f"{name}: {error:.1e}, {dispatched}")
         assert error <= 1e-10, name
         assert set(dispatched) <= {"detach"}, name
+
+
+def test_sharded_anchors_come_from_files_and_go_into_them(tmp_path: Path) -> None:
+    """Each process reads its own part of the named tensors; a captured file is the one that one process writes."""
+    results = run("tests.sharding.workers:anchored", ranks=2, folder=str(tmp_path), steps=6)
+    assert results[0] == results[1]
+    assert results[0].pop("the same file") and results[0].pop("refused")
+    assert len(results[0]) == 4
+    for name, result in results[0].items():
+        assert result["error"] <= 1e-10, name
+        assert result["bitwise"], name
+        assert result["saved"] == (name == "given device"), name

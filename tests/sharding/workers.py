@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -211,3 +214,58 @@ def mixed_row(row: OptimizerRow, places: list[Any], steps: int) -> tuple[float, 
         float((full(q.detach()) - p.detach()).norm() / (p.detach() - x).norm()) for p, q, x in zip(whole, split, start)
     ]
     return max(errors), sorted(names)
+
+
+def anchored(folder: str, steps: int) -> dict[str, Any]:
+    """Sharded anchors from a source, and captured into files: error against one process, and a bitwise resume."""
+    whole = build()
+    start = {name: p.detach().clone() for name, p in whole.named_parameters()}
+    source = str(Path(folder, "pretrained.safetensors"))
+    if dist.get_rank() == 0:
+        save_file({name: 0.9 * p + 0.01 for name, p in start.items()}, source)
+    dist.barrier()
+    results = {}
+    for kind, store in (("source", "device"), ("source", "mmap"), ("capture", "cpu"), ("given", "device")):
+
+        def make(model: nn.Module, where: str, kind: str = kind, store: str = store) -> Any:
+            file = str(Path(folder, f"{store}-{where}.safetensors"))
+            anchor = source if kind == "source" else "capture"
+            options = {"anchor": anchor, "anchor_store": store, "anchor_file": file}
+            optimizer = mo.AdamSPD(model.named_parameters(), lr=0.01, **options)
+            if kind == "given":
+                optimizer.anchor_to({name: 0.8 * p for name, p in start.items()})
+            return optimizer
+
+        single, sharded = build(), shard(build())
+        # One process's file is written by each rank for itself, the sharded one by rank 0 for all.
+        train(single, make(single, f"single-{dist.get_rank()}"), 0, 2 * steps)
+        train(sharded, first := make(sharded, "sharded"), 0, steps)
+        saved = copy.deepcopy(get_optimizer_state_dict(sharded, first))
+        middle = {name: p.detach().clone() for name, p in sharded.named_parameters()}
+        train(sharded, first, steps, steps)
+        ends = [full(p.detach()) for p in sharded.parameters()]
+        with torch.no_grad():
+            for name, p in sharded.named_parameters():
+                p.copy_(middle[name])
+        resumed = make(sharded, "sharded")
+        sharded.zero_grad()
+        set_optimizer_state_dict(sharded, resumed, saved)
+        train(sharded, resumed, steps, steps)
+        results[f"{kind} {store}"] = {
+            "error": distance(sharded, single, start),
+            "bitwise": all(torch.equal(full(p.detach()), end) for p, end in zip(sharded.parameters(), ends)),
+            "saved": any("anchor" in state for state in saved["state"].values()),
+        }
+    one, many = (Path(folder, f"cpu-{name}.safetensors").read_bytes() for name in ("single-0", "sharded"))
+    results["the same file"] = one == many
+    # A file of another run is refused on every rank, and nobody waits for the others for ever.
+    other = shard(build())
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(2.0)
+    try:
+        options = {"anchor_store": "cpu", "anchor_file": str(Path(folder, "cpu-sharded.safetensors"))}
+        train(other, mo.AdamSPD(other.named_parameters(), **options), 0, 1)
+    except ValueError as error:
+        results["refused"] = "holds other weights" in str(error)
+    return results
