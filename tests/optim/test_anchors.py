@@ -277,6 +277,7 @@ def test_bytes_of_a_source(store: str, held: int, tmp_path: Path) -> None:
     p.grad = torch.ones_like(p)
     optimizer.step()
     assert sum(v.nbytes for v in optimizer.state[p].values() if v.ndim) == 0
+    assert mo.cost(optimizer)[0].state_bytes == (held if store != "cpu" else 0)
     [value] = optimizer._plan.batches[0].held  # type: ignore[union-attr, misc]
     assert (0 if is_mapped(value, Path(source)) else value.nbytes) == 1000 * held
 
@@ -285,8 +286,10 @@ def test_bytes_of_a_source(store: str, held: int, tmp_path: Path) -> None:
 def test_bytes_of_a_captured_anchor(store: str, expected: int, tmp_path: Path) -> None:
     p = nn.Parameter(torch.ones(100, 10))
     optimizer = mo.SGDSPD([("p", p)], lr=0.1, anchor_store=store, anchor_file=str(tmp_path / "a"))
+    assert mo.cost(optimizer)[0].state_bytes == expected
     p.grad = torch.ones_like(p)
     optimizer.step()
+    assert mo.cost(optimizer)[0].state_bytes == expected
     assert sum(v.nbytes for v in optimizer.state[p].values() if v.ndim) == 1000 * expected
 
 

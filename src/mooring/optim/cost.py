@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mooring.anchors import kinds
 from mooring.moments.base import Moments
 from mooring.moments.displacement import Displacement
 from mooring.optim.common import screens
@@ -39,7 +40,7 @@ class Cost:
     """What a step costs for one parameter group.
 
     Attributes:
-        state_bytes: bytes of state per parameter: measured where there is state, else what the options ask for; None
+        state_bytes: bytes of state and anchor on the device per parameter: measured where there is state, else what the options ask for; None
             where only the wrapped optimizer knows, before its first step.
         sweeps: the runs over memory, in order. They are the least that the recipe's stages allow; temporaries of a
             backend are not in them, nor is what a wrapped optimizer reads and writes itself.
@@ -104,8 +105,10 @@ def group_cost(
 ) -> Cost:
     """The same for one group and the states of all parameters."""
     active = [rule for rule in rules if rule.active(group)]
+    measured = any(states.get(p) for p in group["params"])
+    anchored = any(rule.needs_anchor for rule in rules)
     return Cost(
-        _measured_bytes(group, states) if any(states.get(p) for p in group["params"]) else _asked_bytes(group, moments),
+        _measured_bytes(group, states, anchored) if measured else _asked_bytes(group, moments, anchored),
         tuple(_sweeps(group, moments, active)),
         _collectives(group, moments, active),
     )
@@ -114,22 +117,29 @@ def group_cost(
 # Bytes.
 
 
-def _measured_bytes(group: Mapping[str, Any], states: Mapping[Tensor, Mapping[str, Any]]) -> float:
+def _measured_bytes(group: Mapping[str, Any], states: Mapping[Tensor, Mapping[str, Any]], anchored: bool) -> float:
     """Parameter-shaped state on the parameter's device; counters are not counted, nor are tensors without elements."""
     held = [p for p in group["params"] if states.get(p) and p.numel() and p.ndim]
     shaped = [v for p in held for v in states[p].values() if isinstance(v, Tensor) and v.shape == p.shape]
-    return _per_element(sum(v.numel() * v.element_size() for v in shaped), held)
+    read = sum(p.numel() * _anchor_bytes(group, p) for p in held) if anchored and kinds.is_source(group) else 0
+    return _per_element(sum(v.numel() * v.element_size() for v in shaped) + read, held)
 
 
-def _asked_bytes(group: Mapping[str, Any], moments: Moments) -> float | None:
+def _anchor_bytes(group: Mapping[str, Any], p: Tensor) -> int:
+    """Of an anchor on the parameter's device, in the state or beside it; other stores keep none there."""
+    on_device = group.get("anchor_store", "device") not in kinds.ON_FILE and group.get("anchor") not in ("zero", None)
+    return kinds.stored_dtype(group, p.dtype).itemsize if on_device else 0
+
+
+def _asked_bytes(group: Mapping[str, Any], moments: Moments, anchored: bool) -> float | None:
     if isinstance(moments, Displacement):
         return None
     total = 0
     for p in group["params"]:
         kept = [state_dtype(p.dtype, _kept(group, moments, name)) for name in moments.state_names(group)]
         each = sum(dtype.itemsize for dtype in kept)
-        if group.get("anchor") == "capture":
-            each += p.element_size()
+        if anchored:
+            each += _anchor_bytes(group, p)
         if compensated(p.dtype, group):
             each += torch.int16.itemsize
         total += p.numel() * each
@@ -151,7 +161,7 @@ def _sweeps(group: Mapping[str, Any], moments: Moments, rules: Sequence[Rule]) -
     wrapped = isinstance(moments, Displacement)
     own = ("weights", *(("compensation",) if any(compensated(p.dtype, group) for p in group["params"]) else ()))
     weights = ("copy",) if wrapped else own  # what they were before the step
-    anchored = group.get("anchor") == "capture"
+    anchored = group.get("anchor") not in ("zero", None)
     sources = {
         "g": ("gradient",),
         "p": weights,
