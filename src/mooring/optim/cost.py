@@ -40,8 +40,8 @@ class Cost:
     """What a step costs for one parameter group.
 
     Attributes:
-        state_bytes: bytes of state and anchor on the device per parameter: measured where there is state, else what the options ask for; None
-            where only the wrapped optimizer knows, before its first step.
+        state_bytes: bytes of state and anchor on the device per parameter: measured where there is state, else what
+            the options ask for; None where only the wrapped optimizer knows, before its first step.
         sweeps: the runs over memory, in order. They are the least that the recipe's stages allow; temporaries of a
             backend are not in them, nor is what a wrapped optimizer reads and writes itself.
         collectives: the most reductions over processes that one step takes where the parameters are sharded by rows.
