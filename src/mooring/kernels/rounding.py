@@ -27,8 +27,10 @@ def stochastic(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
         raised = (x.view(torch.int32) + bits) & -65536
         return torch.where(x.isfinite(), raised.view(torch.float32), x).to(dtype)
     unit = _half_unit(x)
-    scaled = x / unit  # a power of two: exact
-    return torch.where(x.isfinite(), (scaled + bits.float() / 65536).floor() * unit, x).to(dtype)
+    scaled = x / unit  # a power of two: exact, and so is the fraction
+    below = scaled.floor()
+    up = bits.float() / 65536 < scaled - below
+    return torch.where(x.isfinite(), (below + up) * unit, x).to(dtype)
 
 
 def split(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -63,5 +65,6 @@ def join(rounded: Tensor, compensation: Tensor) -> Tensor:
 def _half_unit(x: Tensor) -> Tensor:
     """The distance of float16's numbers at x, as float32."""
     _, exponent = torch.frexp(x)  # x = m * 2^e with 0.5 <= m < 1
-    exponent = (exponent - 1).clamp(min=_HALF_MIN_NORMAL_EXPONENT) - _HALF_DIGITS
+    exponent = torch.where(x == 0, torch.full_like(exponent, _HALF_MIN_NORMAL_EXPONENT), exponent - 1)
+    exponent = exponent.clamp(min=_HALF_MIN_NORMAL_EXPONENT) - _HALF_DIGITS
     return torch.ldexp(torch.ones_like(x), exponent)

@@ -178,6 +178,7 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         self._recorder.fresh = False
         self._refuse_sparse()
+        self.grad_norm = None
         plan = self._current_plan()
         if plan.batches or plan.empty:
             fresh = not self.state
