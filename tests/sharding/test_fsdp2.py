@@ -51,6 +51,30 @@ def test_every_optimizer_follows_the_single_process() -> None:
         assert calls == stated == len(stages) <= 3, name
 
 
+def test_clipping_and_skipping_cost_one_collective() -> None:
+    """The norm is that of the whole model on every process; where stable decay scans, it reads the same sums."""
+    results = run("tests.sharding.workers:clipped", ranks=2, steps=15)
+    assert results[0] == results[1]
+    for name, (error, calls, said) in results[0].items():
+        print(f"{name}: {error:.1e}, {calls} collectives")
+        assert error <= 1e-10, name
+        assert calls == said == len(set(STAGES[name].split()) | {"scan"}) <= 3, name
+
+
+def test_a_nan_on_one_process_stops_all_of_them() -> None:
+    results = run("tests.sharding.workers:screened", ranks=2, steps=8)
+    assert results[0] == results[1]
+    for name, (error, dispatched) in results[0].items():
+        assert error <= 1e-10, name
+        assert set(dispatched) <= {"detach"}, name
+
+
+def test_random_bits_do_not_depend_on_the_sharding() -> None:
+    for results in run("tests.sharding.workers:rounded", ranks=2, steps=5):
+        assert len(results) == 3
+        assert all(results.values()), results
+
+
 def test_a_sharded_checkpoint_continues_bitwise() -> None:
     for results in run("tests.sharding.workers:checkpoints", ranks=2):
         assert len(results) == 2 * len(BY_NAME)

@@ -87,13 +87,13 @@ def distance(model: nn.Module, reference: nn.Module, start: dict[str, torch.Tens
     return worst
 
 
-def follow(row: OptimizerRow, variant: str, steps: int) -> tuple[float, int, int]:
+def follow(row: OptimizerRow, variant: str, steps: int, **options: Any) -> tuple[float, int, int]:
     """Relative displacement error against one process, the most collectives that one step took, and what cost says."""
     single = build()
     start = {name: p.detach().clone() for name, p in single.named_parameters()}
-    reference = row.build(groups(single), variant)
+    reference = row.build(groups(single), variant, **options)
     sharded = shard(build())
-    optimizer = row.build(groups(sharded), variant)
+    optimizer = row.build(groups(sharded), variant, **options)
 
     counts = [0]
     reduce = dist.all_reduce
@@ -122,6 +122,11 @@ def every_row(steps: int) -> dict[str, Any]:
         for variant in row.variants:
             results[f"{row.name}, {variant}"] = follow(row, variant, steps)
     return results
+
+
+def clipped(steps: int) -> dict[str, Any]:
+    """The same with gradients clipped in the step, and steps with NaN on one process left out by all."""
+    return {row.name: follow(row, "default", steps, max_grad_norm=0.5, non_finite="skip") for row in ROWS}
 
 
 def checkpoint(name: str, variant: str, full_state: bool) -> dict[str, Any]:
@@ -168,14 +173,14 @@ class OnDTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def mixed(steps: int) -> dict[str, tuple[float, list[str]]]:
-    """One optimizer over weights that are split by rows, across rows, over one of two mesh dimensions, or not at all.
+Place = tuple[tuple[int, ...], Any, list[Placement]]
 
-    Per row of the table: the largest relative error of a displacement, and what was dispatched on DTensors.
-    """
+
+def places() -> list[Place]:
+    """Weights that are split by rows, across rows, over one of two mesh dimensions, or not at all."""
     line = init_device_mesh("cpu", (2,))
     copies = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
-    places: list[tuple[tuple[int, ...], Any, list[Placement]]] = [
+    return [
         ((5, 4), line, [Shard(0)]),
         ((3, 6), line, [Shard(1)]),
         ((2, 3, 3), line, [Shard(2)]),
@@ -185,28 +190,67 @@ def mixed(steps: int) -> dict[str, tuple[float, list[str]]]:
         ((5, 4), None, []),
         ((7,), None, []),
     ]
-    return {row.name: mixed_row(row, places, steps) for row in ROWS}
 
 
-def mixed_row(row: OptimizerRow, places: list[Any], steps: int) -> tuple[float, list[str]]:
-    generator = torch.Generator().manual_seed(3)
+def draw(layout: list[Place], seed: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape, _, _ in layout]
 
-    def draw() -> list[torch.Tensor]:
-        return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape, _, _ in places]
 
-    def spread(x: torch.Tensor, mesh: Any, placements: list[Placement]) -> torch.Tensor:
-        return x.clone() if mesh is None else distribute_tensor(x.clone(), mesh, placements)
+def spread(x: torch.Tensor, place: Place) -> torch.Tensor:
+    _, mesh, placements = place
+    return x.clone() if mesh is None else distribute_tensor(x.clone(), mesh, placements)
 
-    start = draw()
+
+def mixed(steps: int) -> dict[str, tuple[float, list[str]]]:
+    """Per row of the table: the largest relative error of a displacement, and what was dispatched on DTensors."""
+    layout = places()
+    return {row.name: mixed_row(row, layout, steps) for row in ROWS}
+
+
+def screened(steps: int) -> dict[str, tuple[float, list[str]]]:
+    """The same with clipping, and with NaN in one element of one weight at every third step, which all have to skip."""
+    layout = places()
+    options = {"max_grad_norm": 2.0, "non_finite": "skip"}
+    return {row.name: mixed_row(row, layout, steps, poison=3, **options) for row in ROWS}
+
+
+def rounded(steps: int) -> dict[str, bool]:
+    """bfloat16 weights, whose random bits must not depend on how they are split: bitwise equality."""
+    layout, results = places(), {}
+    for options in ({"rounding": "stochastic"}, {"state_dtype": "bfloat16"}, {"rounding": "kahan"}):
+        start = draw(layout, 0, torch.bfloat16)
+        whole = [nn.Parameter(x.clone()) for x in start]
+        split = [nn.Parameter(spread(x, place)) for x, place in zip(start, layout)]
+        reference, optimizer = (mo.AdamW(params, lr=1e-2, **options) for params in (whole, split))  # type: ignore[arg-type]
+        for t in range(steps):
+            for p, q, g, place in zip(whole, split, draw(layout, t + 1, torch.bfloat16), layout):
+                p.grad, q.grad = g, spread(g, place)
+            reference.step()
+            optimizer.step()
+        same = all(torch.equal(full(q.detach()), p.detach()) for p, q in zip(whole, split))
+        results[str(options)] = same and not any(torch.equal(p.detach(), x) for p, x in zip(whole, start))
+    return results
+
+
+def mixed_row(
+    row: OptimizerRow, layout: list[Place], steps: int, poison: int = 0, **options: Any
+) -> tuple[float, list[str]]:
+    start = draw(layout, 0)
     whole = [nn.Parameter(x.clone()) for x in start]
-    split = [nn.Parameter(spread(x, *place[1:])) for x, place in zip(start, places)]
+    split = [nn.Parameter(spread(x, place)) for x, place in zip(start, layout)]
     variant = "delta .5" if "delta .5" in row.variants else "default"
-    reference, optimizer = row.build(whole, variant), row.build(split, variant)
+    reference, optimizer = row.build(whole, variant, **options), row.build(split, variant, **options)
     names: set[str] = set()
-    for _ in range(steps):
-        for p, q, g, place in zip(whole, split, draw(), places):
-            p.grad, q.grad = g, spread(g, *place[1:])
-        reference.step()
+    for t in range(1, steps + 1):
+        gradients = draw(layout, t)
+        broken = poison and t % poison == 0
+        if broken:
+            gradients[1][0, 5] = torch.nan  # on the second process alone
+        for p, q, g, place in zip(whole, split, gradients, layout):
+            p.grad, q.grad = g, spread(g, place)
+        if not broken:
+            reference.step()
         with OnDTensors() as seen:
             optimizer.step()
         names = seen.names
