@@ -120,6 +120,7 @@ class Batch:
             skip: on the device, whether :meth:`end` is to undo the step. Step counts then live there too.
         """
         self.look_up()
+        self._wide, self._guard = {}, None  # a step that raised may have left some
         if skip is not None:
             self._count_on_device()
             self._guard = Guard(skip.to(self.device, non_blocking=True))
