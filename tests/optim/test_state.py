@@ -284,7 +284,8 @@ def test_options_of_other_methods_are_ignored(row: OptimizerRow) -> None:
     plain = row.build(make_params())
     others: dict[str, Any] = {
         "betas": (0.3, 0.4), "eps": 1.0, "amsgrad": True, "nesterov": True, "momentum": 0.3, "dampening": 0.2,
-        "delta": 5.0, "wd_ratio": 0.3, "strength": 3.0, "row_dim": 1,
+        "delta": 5.0, "wd_ratio": 0.3, "strength": 3.0, "row_dim": 1, "anchor": "capture",
+        "scale_invariant": "row",
     }  # fmt: skip
     foreign = {key: value for key, value in others.items() if key not in plain.defaults}
     extra = row.build([{"params": make_params(), **foreign}])
