@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mooring.measure import log_to as log_to
+    from mooring.measure import watch as watch
     from mooring.optim import SGD as SGD
     from mooring.optim import SGDP as SGDP
     from mooring.optim import SGDS as SGDS
@@ -47,11 +49,13 @@ _RULES = (
     "TrustRatio",
 )
 _HELPERS = ("convert", "cost", "interpolate", "param_groups", "scale_invariant_parameters", "wrap")
+_MEASURES = ("log_to", "watch")
 _ROOMS = {
     **dict.fromkeys((*_OPTIMIZERS, *_HELPERS), "mooring.optim"),
     **dict.fromkeys(_RULES, "mooring.rules"),
+    **dict.fromkeys(_MEASURES, "mooring.measure"),
 }
-__all__ = [*_OPTIMIZERS, *_RULES, *_HELPERS]
+__all__ = [*_OPTIMIZERS, *_RULES, *_HELPERS, *_MEASURES]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-EXPECTED = {"plain_loop.py": "still knows clean", "trainer.py": "distance of the body"}
+EXPECTED = {"plain_loop.py": "still knows clean", "trainer.py": "distance of the body", "watch.py": "watch.png"}
 
 
 def test_every_example_is_run() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(EXPECTED)
 
 
-@pytest.mark.parametrize("name", ["plain_loop.py", pytest.param("trainer.py", marks=pytest.mark.hosts)])
+@pytest.mark.parametrize("name", ["plain_loop.py", "watch.py", pytest.param("trainer.py", marks=pytest.mark.hosts)])
 def test_example_runs(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)],
