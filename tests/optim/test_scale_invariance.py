@@ -461,6 +461,10 @@ def test_errors_name_what_is_wrong() -> None:
         mo.scale_invariant_parameters(net, x * torch.nan)
     with pytest.raises(ValueError, match=r"'0\.weight' is on the meta device"):
         mo.scale_invariant_parameters(copy.deepcopy(net).to("meta"), x)
+    flat = copy.deepcopy(net)
+    flat[0].weight._fsdp_flattened = True
+    with pytest.raises(ValueError, match=r"'0\.weight' is sharded; find the parameters before fully_shard"):
+        mo.scale_invariant_parameters(flat, x)
     net.tensor = net[0].weight * 2
     with pytest.raises(ValueError, match="cannot be copied"):
         mo.scale_invariant_parameters(net, x)

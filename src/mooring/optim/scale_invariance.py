@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
@@ -22,6 +23,7 @@ from mooring.step.shards import is_sharded
 # What the eps of norm layers becomes. Beside any variance above 1e-12 it is rounding, and a variance that is exactly
 # zero stays harmless, which eps = 0 would turn into NaN.
 _EPS = 1e-20
+_EPS_NAME = re.compile(r"(?:^|_)(?:eps|epsilon)(?:_|$)", re.IGNORECASE)
 # A scaling that changes the output this much less than factors drawn for each element on their own is no change.
 _UNCHANGED = 1e-6
 # Below this share of the output the element-wise factors have no influence but rounding.
@@ -90,8 +92,8 @@ def scale_invariant_parameters(model: nn.Module, batch: Any, forward: Forward | 
     trained. Frozen parameters stay as they are. Norm layers are in train mode; in a model whose root is in train mode
     each module keeps its own, so a batch norm frozen with ``.eval()`` counts as frozen. Dropout is off, and all other
     random numbers are the same in every pass. The eps of norm layers breaks invariance a little in any training, so
-    here it is set to 1e-20, whether it is an argument of torch's norm functions or an attribute with ``eps`` in its
-    name; casts to narrower floats inside the model become casts to float64.
+    here it is set to 1e-20, whether it is an argument of torch's norm functions or an attribute named ``eps``,
+    ``variance_epsilon`` or the like; casts to narrower floats inside the model become casts to float64.
 
     Nothing of the model changes: weights, buffers, gradients, modes, nor the states of torch's and Python's random
     numbers. Costs 8 bytes per parameter for the copy, and between two and six forward passes per trainable tensor;
@@ -254,7 +256,7 @@ def _prepare(model: nn.Module) -> None:
         if "drop" in type(module).__name__.lower():
             module.eval()
         for name, value in list(vars(module).items()):
-            if isinstance(value, float) and "eps" in name.lower() and 0 < value < 0.1:
+            if isinstance(value, float) and _EPS_NAME.search(name) and 0 < value < 0.1:
                 setattr(module, name, _EPS)
             elif isinstance(value, Tensor):  # a constant that is no buffer
                 setattr(module, name, _wide(value.detach()))
