@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,20 @@ def test_citation_names_the_papers_of_the_methods() -> None:
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     for paper in ("2006.08217", "2011.11152", "2411.01713", "2306.08553"):
         assert f"arXiv:{paper}" in citation
+
+
+def test_the_readme_says_what_every_extra_is_for() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("| extra |")[1].split("## ")[0]
+    told = {name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert told == set(project["optional-dependencies"])
+
+
+def test_an_error_for_a_missing_extra_names_an_extra_that_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {
+        extra
+        for file in (ROOT / "src").rglob("*.py")
+        for extra in re.findall(r"mooring\[(\w+)\]", file.read_text(encoding="utf-8"))
+    }
+    assert {"anchors", "cli"} <= named <= set(project["optional-dependencies"])
