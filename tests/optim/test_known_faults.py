@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -465,6 +466,21 @@ def test_small_tensors_and_small_groups_share_their_launches(row: OptimizerRow) 
     in_groups = work([{"params": [p], "lr": 1e-3 * (i + 1)} for i, p in enumerate(small(80))])
     print(f"{row.name}: {few} operations")
     assert few == many == in_groups
+
+
+@every_row
+def test_an_optimizer_per_parameter_is_told_that_its_mean_is_not_the_models(row: OptimizerRow) -> None:
+    """Hosts that step inside the backward pass, or offload, make one optimizer for each parameter."""
+
+    def told(count: int) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            (row.make or row.cls)([ones(2, 2) for _ in range(count)], lr=0.1)
+        assert all(w.filename == __file__ for w in caught if row.make is None)
+        return [str(w.message) for w in caught if "one parameter" in str(w.message)]
+
+    assert len(told(1)) == (row.scope == "model")
+    assert not told(2)
 
 
 @pytest.mark.parametrize(

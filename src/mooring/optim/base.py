@@ -77,6 +77,8 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self._constructing = False
         self._find_anchors(self.param_groups)
+        if self._moments.scans:
+            warn_of_one_parameter(type(self).__name__, self.param_groups)
 
     def _reset(self) -> None:
         self._plan: Plan | None = None
@@ -616,4 +618,16 @@ def announce_anchored_decay(name: str, groups: Sequence[dict[str, Any]]) -> None
             "selective projection is set by strength, and needs no weight_decay",
             UserWarning,
             stacklevel=3,
+        )
+
+
+def warn_of_one_parameter(name: str, groups: Sequence[dict[str, Any]]) -> None:
+    """Say that a mean over the model is none where a host makes one optimizer for each parameter."""
+    if sum(len(group["params"]) for group in groups) == 1:
+        warnings.warn(
+            f"{name} got one parameter, so its mean over the model is that parameter's own. Where a host makes an "
+            "optimizer for each parameter (steps inside the backward pass, layer-wise or offloaded steps), use a "
+            "method without such a mean, AdamW or AdamSPD",
+            UserWarning,
+            stacklevel=4,
         )
