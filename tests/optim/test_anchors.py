@@ -375,6 +375,27 @@ def moved(optimizer: Any, old: nn.Module, new: nn.Module) -> Any:
     return copy.deepcopy(optimizer, memo)
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_the_anchor_of_a_parameter_can_be_asked_for(way: str, wrapped: bool, tmp_path: Path) -> None:
+    net, optimizer = begin(way, tmp_path, wrapped)
+    start = {name: p.detach().clone() for name, p in net.named_parameters()}
+    if way.startswith("capture"):
+        assert all(optimizer.anchor_of(p) is None for p in net.parameters())
+    train(net, optimizer, 1, 4)
+    expected = start if way.startswith("capture") else pretrained(make_net(seed=9, dtype=torch.bfloat16), scale=0.5)
+    if way == "given":
+        expected = pretrained(make_net(seed=9, dtype=torch.bfloat16))
+    for name, p in net.named_parameters():
+        if p.grad is not None:
+            anchor = optimizer.anchor_of(p)
+            assert anchor.dtype == p.dtype and torch.equal(anchor, expected[name].float()), name
+    if way != "capture bfloat16":  # there, what never had a gradient has no anchor yet
+        assert torch.equal(mo.interpolate(net, optimizer, 0.0)["conv.weight"], expected["conv.weight"].float())
+    with pytest.raises(ValueError, match="is no parameter of this optimizer"):
+        optimizer.anchor_of(torch.ones(3))
+
+
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
 @pytest.mark.parametrize("way", ["source mmap", "capture cpu", "capture bfloat16", "given"])
 def test_distributed_checkpoints_resume_bitwise(way: str, flat: bool, tmp_path: Path) -> None:

@@ -105,4 +105,5 @@ def test_sharded_anchors_come_from_files_and_go_into_them(tmp_path: Path) -> Non
     for name, result in results[0].items():
         assert result["error"] <= 1e-10, name
         assert result["bitwise"], name
+        assert result["asked"], name
         assert result["saved"] == (name == "given device"), name

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mooring.anchors import kinds
-from mooring.anchors.held import Held, Rounding, check_shape, named
+from mooring.anchors.held import Held, Rounding, check_shape, fetch, named
 from mooring.anchors.names import first, match
 from mooring.anchors.sources import digest, write
 from mooring.moments.base import Moments
@@ -28,7 +28,7 @@ from mooring.step.pipeline import take_step
 from mooring.step.record import Recorder
 from mooring.step.rule import Rule
 from mooring.step.scalars import host_value
-from mooring.step.shards import is_sharded, local, local_part, whole
+from mooring.step.shards import is_sharded, like_shard, local, local_part, whole
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -273,7 +273,8 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuntimeError(kinds.MISSING.format(name=type(self).__name__))
             if kinds.in_state(group):
                 state["anchor"] = p.detach().to(kinds.stored_dtype(group, p.dtype), copy=True)
-            self._unanchored.add(p)
+            if p.numel():
+                self._unanchored.add(p)
 
     def _is_dry_run(self, plan: Plan) -> bool:
         """Whether this is a checkpointer's way of asking for the shape of our state.
@@ -333,6 +334,41 @@ class Optimizer(torch.optim.Optimizer):
     def _find_anchors(self, groups: Sequence[dict[str, Any]]) -> None:
         if self._anchored:
             self._held.find(groups)
+
+    def anchor_of(self, p: Tensor) -> Tensor | None:
+        """What a parameter is held to, wherever that is kept; never to be written on.
+
+        Args:
+            p: a parameter of this optimizer.
+
+        Returns:
+            A tensor like ``p``, sharded as it is; None where its group is free or its anchor is not captured yet.
+            Reading it costs a copy for every ``anchor_store`` other than ``"device"``.
+
+        Raises:
+            ValueError: for a tensor that is no parameter of this optimizer, or a file that is missing or has changed.
+
+        Example:
+            >>> import torch, mooring as mo
+            >>> weight = torch.nn.Parameter(torch.ones(2))
+            >>> mo.AdamSPD([weight], anchor="zero").anchor_of(weight)
+            tensor([0., 0.])
+        """
+        groups = [group for group in self.param_groups if any(q is p for q in group["params"])]
+        if not groups:
+            raise ValueError(f"anchor_of: a tensor of shape {tuple(p.shape)} is no parameter of this optimizer")
+        [group] = groups
+        if not self._anchored or group["anchor"] is None:
+            return None
+        if group["anchor"] == "zero":
+            return torch.zeros_like(p.detach())
+        if kinds.in_state(group):
+            kept = self.state[p].get("anchor") if p in self.state and p not in self._unanchored else None
+            return None if kept is None else kept.to(p.dtype)
+        if kinds.to_capture(group):
+            return None
+        held = self._held.of([p], group, self.param_groups)
+        return like_shard(fetch(held, local(p).device, p.dtype)[0], p)
 
     def anchor_to(self, state_dict: Mapping[str, Tensor]) -> None:
         """Anchor the weights to a state dict instead of what they are at the first step.

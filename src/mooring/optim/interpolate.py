@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mooring.optim.base import Optimizer
 from mooring.step.batch import compute_dtype
 
 
@@ -26,9 +27,9 @@ def interpolate(
     those are not the statistics of the interpolated network, so update them
     (``torch.optim.swa_utils.update_bn``) where batch norm matters. Integer entries are the model's unless alpha is 0.
 
-    An optimizer gives the anchors that it holds in its state. Then buffers and weights without an anchor, such as a new
-    head or what was frozen, are the model's, and groups with ``anchor="zero"`` are scaled by alpha. Of LoRA
-    that scales both factors, so their product by alpha squared: merge them into the weights first.
+    An optimizer gives the anchors that it has, in its state or in a file. Then buffers and weights without an anchor,
+    such as a new head or what was frozen, are the model's, and groups with ``anchor="zero"`` are scaled by alpha. Of
+    LoRA that scales both factors, so their product by alpha squared: merge them into the weights first.
 
     Nothing given is changed, and the result shares no memory with it. Costs one copy of the weights.
 
@@ -44,7 +45,7 @@ def interpolate(
     Raises:
         TypeError: for an optimizer together with a state dict, which does not say which parameter is which.
         ValueError: for alpha out of range, an entry that the anchor lacks and ``free`` does not name, another shape, a
-            name in ``free`` that names nothing, or an optimizer whose anchors are not in its state.
+            name in ``free`` that names nothing, or an optimizer that has none yet.
 
     Example:
         >>> import copy, torch, mooring as mo
@@ -104,11 +105,11 @@ def _held(model: nn.Module | Mapping[str, Any], optimizer: torch.optim.Optimizer
         for p in group["params"] if kind is not None else ():
             if kind == "zero":
                 anchors[p] = torch.zeros_like(p)
-            elif "anchor" in optimizer.state.get(p, {}):
-                anchors[p] = optimizer.state[p]["anchor"]
+            elif (kept := _anchor_of(optimizer, p)) is not None:
+                anchors[p] = kept
             elif p.requires_grad:
                 raise ValueError(
-                    f"anchor: {type(optimizer).__name__} holds no anchor in its state for a parameter of shape "
+                    f"anchor: {type(optimizer).__name__} holds no anchor yet for a parameter of shape "
                     f"{tuple(p.shape)} (anchor={kind!r}); give the pretrained state dict"
                 )
     if not anchors:
@@ -117,6 +118,11 @@ def _held(model: nn.Module | Mapping[str, Any], optimizer: torch.optim.Optimizer
     if not found:
         raise ValueError(f"anchor: {type(optimizer).__name__} steps none of this model's parameters")
     return found
+
+
+def _anchor_of(optimizer: torch.optim.Optimizer, p: Tensor) -> Tensor | None:
+    """In the state, or where a file holds it."""
+    return optimizer.anchor_of(p) if isinstance(optimizer, Optimizer) else optimizer.state.get(p, {}).get("anchor")
 
 
 def _state_dict(x: nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -203,6 +203,10 @@ class Wrapped(Optimizer):
         return new
 
     @override
+    def anchor_of(self, p: Tensor) -> Tensor | None:
+        return self._given[p].to(p.dtype) if p in self._given else super().anchor_of(p)
+
+    @override
     def _put_anchor(self, p: Tensor, group: dict[str, Any], anchor: Tensor) -> None:
         if self.state.get(p):
             self.state[p]["anchor"] = anchor

@@ -66,6 +66,16 @@ def local_part(x: Tensor) -> tuple[slice, ...] | None:
     return tuple(slice(start, start + n) for start, n in zip(offset, shape))
 
 
+def like_shard(piece: Tensor, x: Tensor) -> Tensor:
+    """This process's piece of a tensor that is split as ``x`` is, as that tensor."""
+    if not is_sharded(x):
+        return piece
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = x.device_mesh, x.placements  # type: ignore[attr-defined]
+    return DTensor.from_local(piece, mesh, placements, run_check=False, shape=x.shape, stride=x.stride())
+
+
 def whole(x: Tensor) -> Tensor:
     """The complete tensor; a collective where ``x`` is sharded."""
     return x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined]
