@@ -1,4 +1,4 @@
-"""Telemetry in the logs of Hugging Face Trainer and Lightning."""
+"""Telemetry in the logs of Hugging Face Trainer, Lightning and TensorBoard."""
 
 from __future__ import annotations
 
@@ -104,3 +104,24 @@ def test_lightning_logs_telemetry(accumulate: int, rows: Any, token_net: Any) ->
     assert float(trainer.logged_metrics["group0/weights/norm"]) > 0
     [optimizer] = trainer.optimizers
     assert module.logged[-1]["model/weights/norm"] == optimizer.telemetry()["model/weights/norm"]
+
+
+def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    p = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = mo.AdamSPD([p], lr=1e-2)
+    optimizer.record(every=2)
+    told = {}
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step in range(5):
+            p.grad = torch.randn_like(p)
+            optimizer.step()
+            if mo.log_to(writer, optimizer, 10 + step):
+                told[10 + step] = optimizer.telemetry()["group0/drift/distance"]
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    found = {event.step: event.value for event in events.Scalars("group0/drift/distance")}
+    assert list(found) == [10, 12, 14]
+    assert found == pytest.approx(told, rel=1e-6)

@@ -42,9 +42,8 @@ def trained(row: OptimizerRow, dtype: torch.dtype, every: int | None) -> list[Te
 
 
 @every_row
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_recording_changes_no_bit(row: OptimizerRow, dtype: torch.dtype) -> None:
-    off, on = trained(row, dtype, None), trained(row, dtype, 2)
+def test_recording_changes_no_bit(row: OptimizerRow) -> None:
+    off, on = trained(row, torch.float32, None), trained(row, torch.float32, 2)
     assert len(off) == len(on) > 20
     for a, b in zip(off, on):
         assert torch.equal(a, b)
@@ -104,7 +103,7 @@ def test_the_numbers_of_a_step_are_those_of_its_weights(row: OptimizerRow) -> No
     optimizer = row.build(named_groups(net, options(row)))
     optimizer.record(1, drift=True)
     start: dict[str, Tensor] = {}
-    for t in range(1, 34):
+    for t in (*range(1, 10), 20, 21, 30, 31):  # missing gradients at 7, zeros at 5 and 20, none at 30
         backward(net, t)
         before = {name: p.detach().clone() for name, p in net.named_parameters()}
         stepping = {name for name, p in net.named_parameters() if p.grad is not None and p.numel()}

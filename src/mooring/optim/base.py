@@ -444,10 +444,10 @@ class Optimizer(torch.optim.Optimizer):
     def record(self, every: int | None = 10, *, drift: bool = False) -> None:
         """Record the next step and then one of ``every`` steps, for :meth:`telemetry`.
 
-        A recorded step measures itself in passes of its own, so recording changes no bit of weights or state. It holds
-        up to four more copies of a batch of weights while it measures, and reads them about eight times; other steps
-        cost nothing more. Recording belongs to this object: it is no part of checkpoints, outlives
-        ``load_state_dict``, and a copy or an unpickled optimizer does not record.
+        A recorded step measures itself in passes of its own, so recording changes no bit of weights or state. It makes
+        some forty passes over each batch and holds up to six copies of it meanwhile; other steps cost nothing more.
+        Recording belongs to this object: it is no part of checkpoints, outlives ``load_state_dict``, and a copy or an
+        unpickled optimizer does not record.
 
         Args:
             every: distance of recorded steps; None stops recording and forgets what was recorded.

@@ -183,7 +183,8 @@ class Recording:
 def _products(vectors: dict[str, TensorList], names: Sequence[str]) -> Tensor:
     """Inner products over whole local tensors, (len(names), T); products and sums in float64."""
     first = vectors["p"]
-    layout = Layout([t.shape for t in first], [None] * len(first), first[0].device)
+    # Only its blocks are used; a layout on an accelerator would copy there, and wait.
+    layout = Layout([t.shape for t in first], [None] * len(first), torch.device("cpu"))
     letters = sorted({letter for name in names for letter in name})
     parts = []
     for block in layout.blocks:
