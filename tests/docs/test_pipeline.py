@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 import mooring as mo
 from mooring.step.move import Slices
@@ -44,6 +43,8 @@ def test_the_table_is_that_of_the_rules(facts: dict[str, dict[str, str]]) -> Non
 
 
 def test_the_picture_was_drawn_from_these_facts(facts: dict[str, dict[str, str]], script: ModuleType) -> None:
+    from PIL import Image  # comes with the extra cli, which not every run of tests/docs has
+
     with Image.open(DOCS / "images" / "pipeline.png") as picture:
         assert json.loads(picture.info["Description"]) == facts, "run python docs/images/pipeline.py"
     drawn = {text.get_text() for text in script.draw(facts).axes[0].texts}

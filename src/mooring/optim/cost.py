@@ -81,7 +81,7 @@ def cost(optimizer: Optimizer) -> list[Cost]:
 
     Passes count parameter-sized tensors read and written: a recipe without sums runs over each tensor once; one whose
     rules read inner products has to see all of a tensor before it moves any of it, so it reads weights, anchor and
-    moments twice. Multiply by the bytes of an element for the memory traffic.
+    moments twice. Multiply by the bytes of an element for the memory traffic. A step that telemetry records costs more.
 
     Args:
         optimizer: one of this package, or what :func:`mooring.wrap` returned.
