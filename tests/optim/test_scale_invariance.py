@@ -535,6 +535,21 @@ def test_rows_are_those_of_matrices_and_tensors_may_be_vectors() -> None:
         assert torch.equal(p.detach(), torch.ones_like(p)) != moved
 
 
+def test_telemetry_tells_what_was_declared() -> None:
+    weights = [nn.Parameter(torch.randn(3, 4)) for _ in range(3)]
+    groups = [{"params": [p], "scale_invariant": scope} for p, scope in zip(weights, ("row", "tensor", "none"))]
+    optimizer = mo.AdamP(groups, lr=0.1)
+    optimizer.record(every=1)
+    for p in weights:
+        p.grad = p.detach().clone()
+    optimizer.step()
+    seen = optimizer.telemetry()
+    shares = {i: seen.get(f"group{i}/radial_projection/by_row") for i in range(3)}
+    assert shares == {0: 1.0, 1: 0.0, 2: None}
+    assert seen["group1/radial_projection/by_tensor"] == 1.0
+    assert not any("rows_below" in name for name in seen)
+
+
 def test_a_declaration_reads_two_inner_products() -> None:
     rule = mo.RadialProjection()
     assert rule.reads_for("u", {"scale_invariant": "row"}) == {"pp", "pu"}
