@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -206,6 +207,12 @@ CASES = [
         row="0.parametrizations.weight.original1",
         tensor="0.parametrizations.weight.original0",
     ),
+    Case(
+        "weight norm of a transposed conv",
+        chain(lambda: weight_norm(nn.ConvTranspose2d(2, 4, 3), dim=1), nn.Tanh),
+        IMAGES,
+        row="0.parametrizations.weight.original1",
+    ),
     Case("softmax", chain(lambda: linear(bias=True), lambda: nn.Softmax(-1)), VECTORS),
     Case("tied", lambda: Tied(False), VECTORS, tensor="first.weight"),
     Case("tied, one use free", lambda: Tied(True), VECTORS),
@@ -285,7 +292,7 @@ def test_gradients_agree_on_another_batch(case: Case) -> None:
         if name in found.unused:
             assert g.norm() <= 1e-12 * sum(float(q.grad.norm()) for q in model.parameters() if q.grad is not None)
             continue
-        dim = dims[name.rpartition(".")[0]]
+        dim = dims[re.split(r"\.parametrizations\.|\.(?=\w+$)", name)[0]]
         pairs = list(zip(g.movedim(dim, 0), p.detach().movedim(dim, 0))) if p.dim() >= 2 else []
         by_row = max((radial(*pair) for pair in pairs if pair[0].any()), default=1.0)
         if name in found:
@@ -299,15 +306,29 @@ def test_an_eps_that_is_written_into_a_call_does_not_hide_the_invariance() -> No
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.second, self.last = linear(), linear(), linear()
+            self.first, self.second, self.third, self.last = linear(), linear(), linear(), linear()
+            self.norm = RMSNorm(6)
+            self.norm.variance_epsilon = 0.05
 
         def forward(self, x: Tensor) -> Tensor:
-            x = torch.tanh(F.layer_norm(self.first(x), (6,), None, None, 0.05))
+            x = torch.tanh(torch.layer_norm(self.first(x), (6,), None, None, 0.05))
+            x = torch.tanh(self.norm(self.third(x)))
             x = torch.tanh(F.layer_norm(self.second(x).float(), (6,), eps=0.05))
             return F.batch_norm(self.last(x).to(torch.bfloat16), None, None, training=True, eps=0.05).to(torch.float32)
 
     found = mo.scale_invariant_parameters(Net(), torch.randn(5, 6))
-    assert found == {"first.weight": "tensor", "second.weight": "tensor", "last.weight": "row"}
+    assert found == {
+        "first.weight": "tensor",
+        "second.weight": "tensor",
+        "third.weight": "tensor",
+        "last.weight": "row",
+    }
+
+
+def test_dropout_is_off() -> None:
+    """What a drawn mask leaves nothing of would count as unused."""
+    model = nn.Sequential(linear(), nn.Dropout(1.0), layer_norm(), nn.Dropout(1.0), linear(3))
+    assert mo.scale_invariant_parameters(model, torch.randn(5, 6)) == {"0.weight": "tensor"}
 
 
 def test_a_dead_branch_is_not_invariant() -> None:
@@ -506,7 +527,11 @@ def test_what_is_declared_is_projected_at_every_step(scope: str, silent: bool) -
     torch.manual_seed(0)
     start = [torch.randn(4, 6), torch.randn(3, 5), torch.randn(6)]
     ours, plain = ([nn.Parameter(x.clone()) for x in start] for _ in range(2))
-    groups = [{"params": [ours[0]], "scale_invariant": scope}, {"params": ours[1:], "scale_invariant": "none"}]
+    # delta 0 is what param_groups gives to embeddings; a declaration overrules it.
+    groups = [
+        {"params": [ours[0]], "scale_invariant": scope, "delta": 0.0},
+        {"params": ours[1:], "scale_invariant": "none"},
+    ]
     optimizers = [
         mo.AdamP(groups, lr=0.1, weight_decay=1.0, delta=0.5),
         mo.AdamW(plain, lr=0.1, weight_decay=1.0),
