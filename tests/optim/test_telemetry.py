@@ -355,6 +355,21 @@ def test_a_zero_tensor_has_no_direction() -> None:
     assert all(math.isfinite(v) and type(v) is float for v in found.values())
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_gradients_that_are_not_finite_are_told(bad: float) -> None:
+    p, q = (torch.nn.Parameter(torch.ones(3, 2)) for _ in range(2))
+    rules = [mo.RadialProjection(), mo.StableDecay(0.1, toward="anchor"), mo.SelectiveProjection()]
+    optimizer = mo.Adam([p, q], lr=0.1, rules=rules)
+    optimizer.record()
+    p.grad, q.grad = torch.ones_like(p), torch.randn_like(q)
+    p.grad[1, 1] = bad
+    optimizer.step()
+    found = optimizer.telemetry(per_tensor=True)
+    assert not math.isfinite(found["model/gradient/norm"])
+    assert math.isfinite(found["group0/gradient/norm/tensor1"])
+    assert "group0/step/effective/tensor0" not in found
+
+
 def test_recording_belongs_to_the_object() -> None:
     """It survives loading a checkpoint, is in none, and copies begin without it."""
     net = make_net()

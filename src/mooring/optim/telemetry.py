@@ -105,7 +105,7 @@ def effective_step(pp: float, ps: float, ss: float, qq: float) -> float | None:
         ss: <s, s>.
         qq: <q, q>.
     """
-    if not (pp > 0 and qq > 0):
+    if not (0 < pp < math.inf and 0 < qq < math.inf):
         return None
     cosine = (pp - ps) / math.sqrt(pp * qq)
     if cosine <= 0:
