@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 import mooring as mo
 from mooring.anchors.names import match
+from mooring.anchors.sources import write
 from tests.optim.problems import TinyNet, backward, make_net, train_elsewhere
 from tests.optim.test_host_contract import Syncs
 from tests.reference import spd
@@ -531,6 +532,47 @@ def test_a_host_may_save_and_load_before_the_first_step() -> None:
             for name, p in net.named_parameters()
             if p.grad is not None
         )
+
+
+def test_options_of_the_anchor_may_change_between_steps(tmp_path: Path) -> None:
+    p = nn.Parameter(torch.zeros(4))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first = one_file({"p": torch.full((4,), 1.0)}, tmp_path / "a")
+    second = one_file({"p": torch.full((4,), 2.0)}, tmp_path / "b")
+    optimizer = mo.SGD([("p", p)], lr=1.0, rules=[mo.DecoupledDecay(1.0, toward="anchor")], anchor=first)
+    p.grad = torch.zeros(4)
+    optimizer.step()
+    assert p.tolist() == [1.0] * 4
+    optimizer.param_groups[0]["anchor"] = second
+    with pytest.raises(ValueError, match="set the group's anchor_hash to None"):
+        optimizer.step()
+    assert p.tolist() == [1.0] * 4
+    optimizer.param_groups[0].update(anchor_hash=None, anchor_store="mmap")
+    optimizer.step()
+    assert p.tolist() == [2.0] * 4
+    assert is_mapped(optimizer._plan.batches[0].held[0], Path(second))  # type: ignore[union-attr, index]
+    optimizer.param_groups[0]["anchor"] = "zero"
+    optimizer.step()
+    assert p.tolist() == [0.0] * 4
+
+
+def test_a_failed_capture_leaves_nothing_and_takes_part_in_every_collective(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def whole(t: Tensor) -> Tensor:
+        asked.append(t.numel())
+        return t
+
+    (tmp_path / "file").write_text("")
+    tensors = {"a": torch.ones(2), "b": torch.ones(3)}
+    with pytest.raises(OSError):
+        write(tmp_path / "file" / "below a file", tensors, whole, keep=True)
+    write(tmp_path / "other", tensors, whole, keep=False)
+    assert asked == [2, 3, 2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(ValueError, match=r"'c' is torch.complex64; files hold real floating point"):
+        write(tmp_path / "other", {"c": torch.ones(1, dtype=torch.complex64)}, whole, keep=True)
 
 
 def test_an_adamw_checkpoint_continues_with_a_source(tmp_path: Path) -> None:

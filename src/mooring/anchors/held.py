@@ -30,8 +30,9 @@ class Held:
     def __init__(self, part: Part, local: Callable[[Tensor], Tensor]) -> None:
         self._part, self._local = part, local
         self._sources: dict[str, Source] = {}
-        self._keys: dict[Tensor, str] = {}
-        self._values: dict[Tensor, Tensor] = {}
+        # By location too, and by store, because a user may change a group's options at any time.
+        self._keys: dict[tuple[str, Tensor], str] = {}
+        self._values: dict[tuple[str, str, Tensor], Tensor] = {}
 
     def find(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Find the tensor of every parameter; reads headers alone.
@@ -71,7 +72,7 @@ class Held:
             )
         for name, p in members:
             check_shape(name, tuple(p.shape), tuple(source.shape(keys[name])), source.anchor)
-            self._keys[p] = keys[name]
+            self._keys[source.anchor, p] = keys[name]
 
     def verify(self, groups: Sequence[dict[str, Any]]) -> None:
         """Compare the files with the hashes in the groups, and fill those that are None.
@@ -92,24 +93,24 @@ class Held:
             group: one of these groups.
             groups: all groups, where the names are.
         """
-        new = [p for p in owners if p not in self._values]
+        where, store = str(kinds.location(group)), str(group["anchor_store"])
+        new = [p for p in owners if (where, store, p) not in self._values]
         if new:
-            if any(p not in self._keys for p in new):
+            if any((where, p) not in self._keys for p in new):
                 self.find(groups)
             self.verify(groups)
-            source = self._sources[str(kinds.location(group))]
             rounded = Rounding()
             for p in new:
-                self._values[p] = self._read(source, p, group, rounded)
+                self._values[where, store, p] = self._read(self._sources[where], p, group, rounded)
             rounded.announce()
         for p in owners:
-            device = self._local(p).device
-            if group["anchor_store"] in ("device", "bfloat16") and self._values[p].device != device:
-                self._values[p] = self._values[p].to(device)
-        return [self._values[p] for p in owners]
+            value, device = self._values[where, store, p], self._local(p).device
+            if store not in kinds.ON_FILE and value.device != device:
+                self._values[where, store, p] = value.to(device)
+        return [self._values[where, store, p] for p in owners]
 
     def _read(self, source: Source, p: Tensor, group: Mapping[str, Any], rounded: Rounding) -> Tensor:
-        piece, value = self._local(p), source.read(self._keys[p], self._part(p))
+        piece, value = self._local(p), source.read(self._keys[source.anchor, p], self._part(p))
         store = group["anchor_store"]
         if store == "mmap":
             return value

@@ -137,7 +137,8 @@ class Source:
         if expected is not None and found != expected:
             raise ValueError(
                 f"anchor: {self.anchor!r} has changed: its sha256 is {found[:16]}…, this training is anchored to "
-                f"{expected[:16]}…. Give the path of the file that it began with"
+                f"{expected[:16]}…. Give the path of the file that it began with; to anchor to this one from here on, "
+                "set the group's anchor_hash to None"
             )
         return found
 
@@ -196,17 +197,16 @@ def write(path: Path, tensors: Mapping[str, Tensor], whole: Callable[[Tensor], T
         header[name] = {"dtype": _DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    if not keep:
-        for name in order:
-            whole(tensors[name])
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    pieces = (whole(tensors[name]) for name in order)
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
+        if not keep:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                t = whole(tensors[name]).detach().to("cpu").contiguous()
+            for piece in pieces:
+                t = piece.detach().to("cpu").contiguous()
                 if t.numel():
                     stream.write((ctypes.c_ubyte * (t.numel() * t.dtype.itemsize)).from_address(t.data_ptr()))
             stream.flush()
@@ -219,4 +219,6 @@ def write(path: Path, tensors: Mapping[str, Tensor], whole: Callable[[Tensor], T
                 "it or give another path"
             )
     finally:
+        for _ in pieces:  # a full disk here must not leave other processes waiting in a collective
+            pass
         temporary.unlink(missing_ok=True)
