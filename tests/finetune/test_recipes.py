@@ -200,6 +200,7 @@ def test_the_options_that_all_optimizers_share_are_known_by_name() -> None:
     spec = resolve({"name": "adam", "lr": 1e-2, **common, "rules": ["TrustRatio"]})
     group = build_optimizer(spec, MLP(4)).param_groups[0]
     assert {name: group[name] for name in common} == common
+    assert pipeline(build_optimizer(spec, MLP(4)))[0] == "clip(max_grad_norm=1) and skip non-finite gradients"
     with pytest.raises(SpecError, match=r"has no option 'max_gradnorm' \(did you mean 'max_grad_norm'\?\)"):
         check_method(resolve({"name": "adamw", "max_gradnorm": 1.0}))
 

@@ -96,6 +96,13 @@ def screens(group: Mapping[str, Any]) -> bool:
     return group.get("max_grad_norm") is not None or group.get("non_finite") == "skip"
 
 
+def describe_screen(group: Mapping[str, Any]) -> str:
+    """What that look decides, as a stage of the step."""
+    limit = group.get("max_grad_norm")
+    clip = [] if limit is None else [f"clip(max_grad_norm={limit:g})"]
+    return " and ".join([*clip, *(["skip non-finite gradients"] if group.get("non_finite") == "skip" else [])])
+
+
 def draws(group: Mapping[str, Any]) -> bool:
     """Whether a step of this group needs random bits."""
     return bool(group.get("rounding") == "stochastic" or group.get("state_dtype") == "bfloat16")

@@ -16,7 +16,8 @@ def stages(group: dict[str, Any], moments: Moments, rules: Sequence[Rule]) -> li
     active = [rule for rule in rules if rule.active(group)]
     before = [rule.describe(group) for rule in active if rule.couples]
     after = [rule.describe(group) for rule in active if not rule.couples]
-    return [*before, moments.describe(group), *after, "step"]
+    first = [common.describe_screen(group)] if common.screens(group) else []
+    return [*first, *before, moments.describe(group), *after, "step"]
 
 
 def pipeline_text(
