@@ -841,3 +841,7 @@ def test_without_safetensors_the_error_names_the_extra(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(ImportError, match=r'pip install "mooring\[anchors\]"'):
         mo.AdamSPD([("p", nn.Parameter(torch.ones(2)))], anchor=source)
+    optimizer = mo.AdamSPD([("q", nn.Parameter(torch.ones(2)))])
+    with pytest.raises(ImportError, match=r'pip install "mooring\[anchors\]"'):
+        optimizer.add_param_group({"params": [("p", nn.Parameter(torch.ones(2)))], "anchor": source})
+    assert len(optimizer.param_groups) == 1

@@ -109,7 +109,7 @@ class Optimizer(torch.optim.Optimizer):
             common_options.check_shared(self.param_groups)
             if not self._constructing:  # names are matched all together, so not before all groups are there
                 self._find_anchors(self.param_groups)
-        except ValueError:
+        except (ValueError, ImportError):
             del self.param_groups[before:]
             raise
 

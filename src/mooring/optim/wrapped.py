@@ -132,7 +132,7 @@ class Wrapped(Optimizer):
         try:
             self._check_group(self.param_groups[-1])
             self._find_anchors(self.param_groups)
-        except ValueError:
+        except (ValueError, ImportError):
             del self.param_groups[-1]
             raise
 
