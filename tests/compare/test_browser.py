@@ -41,9 +41,11 @@ def browser() -> Iterator[Browser]:
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with everything a report can hold: failures, long names, many methods."""
     odd = {"name": "adamw", "lr": 0.1, "label": "a-method-with-a-name-that-is-much-too-long"}
+    rules = ["RadialProjection", {"StableDecay": 1e-4}, "SelectiveProjection"]
+    recipe = {"name": "adam", "lr": 0.1, "rules": rules}  # its own label has no place to break at
     folder = make_run_in(
         tmp_path_factory.mktemp("browser") / "run",
-        methods=["adamw", "adamp", "adamspd", "sgd", "sgds", odd],
+        methods=["adamw", "adamp", "adamspd", "sgd", "sgds", odd, recipe],
         seeds=6,
         failed=[("sgd", 3)],
         error="RuntimeError: " + "x" * 400 + "\n\nTraceback (most recent call last):\n" + "y" * 400,
@@ -69,6 +71,7 @@ def test_the_page_opens_alone_and_fits(
     assert complaints == []
     assert [url for url in requests if not url.startswith("data:")] == [page_file.as_uri()]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(SPILLED) == []  # no method's name runs into the next column
     figures = page.query_selector_all("figure svg")
     assert len(figures) >= 15
     for figure in figures:
@@ -95,6 +98,10 @@ def test_it_prints(browser: Browser, page_file: Path) -> None:
 
 
 # Level texts of one figure that cover each other by more than a sliver (the boxes of slanted ones always do).
+SPILLED = """() => [...document.querySelectorAll("tbody th .name")]
+  .filter(name => name.getBoundingClientRect().right > name.closest("th").getBoundingClientRect().right + 1
+    || name.scrollWidth > name.clientWidth + 1)
+  .map(name => name.textContent)"""
 OVERLAPS = r"""() => [...document.querySelectorAll('figure svg')].flatMap(svg => {
   const level = [...svg.querySelectorAll('text')].filter(t => !/rotate\(-[1-9]/.test(t.getAttribute('transform')));
   const boxes = level.map(text => [text.textContent, text.getBoundingClientRect()]);
