@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast, overload
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from mooring.anchors import kinds
-from mooring.anchors.held import Held, Rounding, check_shape, fetch, named
-from mooring.anchors.names import first, match
-from mooring.anchors.sources import digest, write
 from mooring.moments.base import Moments
 from mooring.optim import common as common_options
+from mooring.optim.anchored import Anchored
 from mooring.optim.common import CommonOptions
 from mooring.optim.cost import cost
 from mooring.optim.plan import Plan
 from mooring.optim.pretty import pipeline_text, stages
-from mooring.optim.telemetry import summarise
+from mooring.optim.recorded import Recorded
 from mooring.step.batch import compensated, state_dtype
 from mooring.step.gradients import screen
 from mooring.step.pipeline import take_step
 from mooring.step.record import Recorder
 from mooring.step.rule import Rule
 from mooring.step.scalars import host_value
-from mooring.step.shards import is_sharded, like_shard, local, local_part, whole
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(Anchored, Recorded):
     """Moments, then rules, then one affine move: the frame of every optimizer here.
 
     Weights outside ``step`` are always the true weights and ``p.grad`` is never written. State keys are torch's, values
@@ -82,17 +77,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _reset(self) -> None:
         self._plan: Plan | None = None
-        # Parameters whose anchor follows the weights until the first step that can move them.
-        self._unanchored: set[Tensor] = set()
+        self._reset_anchors()
         self.grad_norm = None
         self._skipped: Tensor | None = None
-        # Anchors that files hold.
-        self._held = Held(local_part, local)
-
-    @property
-    def _anchored(self) -> bool:
-        """Whether a rule may read an anchor; other optimizers ignore the options of one."""
-        return "anchor" in self.defaults
 
     # Groups.
 
@@ -264,17 +251,7 @@ class Optimizer(torch.optim.Optimizer):
             self._moments.fill(state, group, torch.zeros_like(p, dtype=kept, memory_format=torch.preserve_format))
         if compensated(p.dtype, group) and "compensation" not in state:
             state["compensation"] = torch.zeros_like(p, dtype=torch.int16, memory_format=torch.preserve_format)
-        if not self._anchored or p in self._unanchored:
-            return
-        if kinds.to_capture(group) or (kinds.in_state(group) and "anchor" not in state):
-            if group["anchor"] == "given":
-                raise RuntimeError(kinds.NOT_GIVEN.format(what=f"a parameter of shape {tuple(p.shape)}"))
-            if state["step"] > 0:
-                raise RuntimeError(kinds.MISSING.format(name=type(self).__name__))
-            if kinds.in_state(group):
-                state["anchor"] = p.detach().to(kinds.stored_dtype(group, p.dtype), copy=True)
-            if p.numel():
-                self._unanchored.add(p)
+        self._fill_anchor(p, group)
 
     def _is_dry_run(self, plan: Plan) -> bool:
         """Whether this is a checkpointer's way of asking for the shape of our state.
@@ -290,212 +267,12 @@ class Optimizer(torch.optim.Optimizer):
             moved = batch.any_gradient() or moved  # every process asks for every batch
         return not moved
 
-    def _capture_anchors(self, plan: Plan) -> None:
-        if not self._unanchored:
-            return
-        rounded = Rounding()
-        for batch in plan.batches:
-            for p, group in zip(batch.owners, batch.groups):
-                if p in self._unanchored and kinds.in_state(group) and float(group["lr"]) != 0:
-                    anchor = self.state[p]["anchor"]
-                    anchor.copy_(p)
-                    rounded.add(local(p.detach()), local(anchor))
-                    self._unanchored.discard(p)
-        rounded.announce()
-        self._capture_into_files(plan)
-
-    def _capture_into_files(self, plan: Plan) -> None:
-        """Write the weights of all groups that share a file when the first of them can move."""
-        moving = [(p, g) for batch in plan.batches for p, g in zip(batch.owners, batch.groups) if kinds.to_capture(g)]
-        for file in dict.fromkeys(group["anchor_file"] for _, group in moving if float(group["lr"]) != 0):
-            groups = [(i, g) for i, g in enumerate(self.param_groups) if kinds.to_capture(g)]
-            groups = [(i, g) for i, g in groups if g["anchor_file"] == file]
-            members = [member for i, group in groups for member in named(group, i)]
-            tensors = {name: p.detach() for name, p in members}
-            if len(tensors) < len(members):
-                raise ValueError(f"anchor_file={file!r}: two parameters have the same name; give each group its file")
-            sha256 = _write_once(Path(file), tensors)
-            for _, group in groups:
-                group["anchor_hash"] = sha256
-            self._unanchored.difference_update(p for _, p in members)
-            for batch in plan.batches:
-                batch.held = None
-
-    def _hold_anchors(self, plan: Plan) -> None:
-        """Give each batch the anchors that are not in the state."""
-        for batch in plan.batches:
-            if not batch.anchored or kinds.location(batch.group) is None:
-                continue
-            if kinds.to_capture(batch.group):  # until then the anchor follows the weights
-                batch.held = [local(p.detach()) for p in batch.owners]
-            elif batch.held is None:
-                batch.held = self._held.of(batch.owners, batch.group, self.param_groups)
-
-    def _find_anchors(self, groups: Sequence[dict[str, Any]]) -> None:
-        if self._anchored:
-            self._held.find(groups)
-
-    def anchor_of(self, p: Tensor) -> Tensor | None:
-        """What a parameter is held to, wherever that is kept; never to be written on.
-
-        Args:
-            p: a parameter of this optimizer.
-
-        Returns:
-            A tensor like ``p``, sharded as it is; None where its group is free or its anchor is not captured yet.
-            Reading it costs a copy for every ``anchor_store`` other than ``"device"``.
-
-        Raises:
-            ValueError: for a tensor that is no parameter of this optimizer, or a file that is missing or has changed.
-
-        Example:
-            >>> import torch, mooring as mo
-            >>> weight = torch.nn.Parameter(torch.ones(2))
-            >>> mo.AdamSPD([weight], anchor="zero").anchor_of(weight)
-            tensor([0., 0.])
-        """
-        groups = [group for group in self.param_groups if any(q is p for q in group["params"])]
-        if not groups:
-            raise ValueError(f"anchor_of: a tensor of shape {tuple(p.shape)} is no parameter of this optimizer")
-        [group] = groups
-        if not self._anchored or group["anchor"] is None:
-            return None
-        if group["anchor"] == "zero":
-            return torch.zeros_like(p.detach())
-        if kinds.in_state(group):
-            kept = self.state[p].get("anchor") if p in self.state and p not in self._unanchored else None
-            return None if kept is None else kept.to(p.dtype)
-        if kinds.to_capture(group):
-            return None
-        held = self._held.of([p], group, self.param_groups)
-        return like_shard(fetch(held, local(p).device, p.dtype)[0], p)
-
-    def anchor_to(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Anchor the weights to a state dict instead of what they are at the first step.
-
-        Every group with ``anchor="capture"`` takes its anchors from the state dict by name, and its ``anchor`` becomes
-        ``"given"``. From here on they are like captured ones: state, saved with it, needed on a resume. Groups anchored
-        at zero, to a file or to nothing stay so. Costs what a captured anchor costs.
-
-        Args:
-            state_dict: the pretrained weights; names as in :func:`mooring.anchors.names.match`.
-
-        Raises:
-            ValueError: without names, for a parameter that the state dict lacks, or of another shape. Nothing is
-                changed then.
-
-        Example:
-            >>> import torch, mooring as mo
-            >>> model = torch.nn.Linear(4, 2)
-            >>> pretrained = {name: value + 0.1 for name, value in model.state_dict().items()}
-            >>> opt = mo.AdamSPD(model.named_parameters(), lr=1e-3)
-            >>> opt.anchor_to(pretrained)
-        """
-        if not self._anchored:
-            raise ValueError(f"anchor_to: {type(self).__name__} has no rule that reads an anchor")
-        groups = [g for g in self.param_groups if g["anchor"] in ("capture", "given")]
-        members: list[tuple[str, Tensor, dict[str, Any]]] = []
-        for group in groups:
-            kinds.check({**group, "anchor": "given"})
-            if "param_names" not in group:
-                raise ValueError(
-                    "anchor_to: a state dict is read by name, and these parameters have none: pass "
-                    "model.named_parameters() or mo.param_groups(model) to the optimizer"
-                )
-            members += [(name, p, group) for name, p in zip(group["param_names"], group["params"])]
-        keys = match([name for name, _, _ in members], state_dict, "state_dict")
-        missing = [name for name, _, _ in members if name not in keys]
-        if missing:
-            raise ValueError(
-                f"anchor_to: the state dict has no {first(missing)}; it has {first(state_dict)}. Put new parameters "
-                "into a group with anchor=None, as param_groups(model, anchor=state_dict) does"
-            )
-        for name, p, _ in members:
-            check_shape(name, tuple(p.shape), tuple(state_dict[keys[name]].shape), "state_dict")
-        rounded = Rounding()
-        with torch.no_grad():
-            for name, p, group in members:
-                anchor = torch.empty_like(p.detach(), dtype=kinds.stored_dtype(group, p.dtype))
-                value, part = whole(state_dict[keys[name]].detach()), local_part(p)
-                value = (value if part is None else value[part]).to(local(anchor).device, p.dtype)
-                local(anchor).copy_(value)
-                rounded.add(value, local(anchor))
-                self._put_anchor(p, group, anchor)
-        for group in groups:
-            group["anchor"] = "given"
-        rounded.announce()
-
-    def _put_anchor(self, p: Tensor, group: dict[str, Any], anchor: Tensor) -> None:
-        if "anchor" not in self.state[p]:
-            self.state[p]["anchor"] = anchor
-            self._fill(p, group)  # all state at once: checkpointers take one that is not empty for complete
-        self.state[p]["anchor"] = anchor
-        self._unanchored.discard(p)
-
     def init_state(self) -> None:
         """Allocate the state of every parameter now, as checkpointers want it; changes no weight and no later step."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.requires_grad:
                     self._fill(p, group)
-
-    # Telemetry.
-
-    def record(self, every: int | None = 10, *, drift: bool = False) -> None:
-        """Record the next step and then one of ``every`` steps, for :meth:`telemetry`.
-
-        A recorded step measures itself in passes of its own, so recording changes no bit of weights or state. It makes
-        some forty passes over each batch and holds up to six copies of it meanwhile; other steps cost nothing more.
-        Recording belongs to this object: it is no part of checkpoints, outlives ``load_state_dict``, and a copy or an
-        unpickled optimizer does not record.
-
-        Args:
-            every: distance of recorded steps; None stops recording and forgets what was recorded.
-            drift: measure drift of tensors without an anchor too, from where they are at their first recorded step.
-                Keeps a copy of those tensors.
-
-        Raises:
-            ValueError: if ``every`` is not a whole number above 0.
-
-        Example:
-            >>> import torch, mooring as mo
-            >>> model = torch.nn.Linear(4, 2)
-            >>> opt = mo.AdamSPD(model.parameters(), lr=1e-3)
-            >>> opt.record(every=10)
-            >>> model(torch.ones(3, 4)).sum().backward()
-            >>> opt.step()
-            >>> sorted(opt.telemetry())[-1]
-            'model/weights/norm'
-        """
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise ValueError(f"every must be a whole number above 0, or None to stop recording, got {every!r}")
-        self._recorder.start(every, drift)
-
-    @property
-    def recorded(self) -> bool:
-        """Whether the latest step was recorded."""
-        return self._recorder.fresh
-
-    def telemetry(self, per_tensor: bool = False) -> dict[str, float]:
-        """What the last recorded step did, as plain numbers: ``group/rule/metric`` -> value.
-
-        Fetched here, in one transfer from the device; a second call before the next step costs none. The first part of
-        a name is ``model`` or the group: its ``name``, else ``group0``. What a step gives no value for, such as the
-        direction of a tensor that is zero, is left out. docs/telemetry.md has every metric's formula.
-
-        Counters of rare events, such as steps on which the cap of stable decay bound, count every step since the
-        optimizer was made, and are there without :meth:`record`.
-
-        Args:
-            per_tensor: also ``group/rule/metric/parameter`` of every tensor that took part in the step.
-
-        Raises:
-            RuntimeError: if :meth:`record` was not called and nothing was counted.
-        """
-        if self._recorder.every is None and not self._recorder.counts:
-            raise RuntimeError(f"{type(self).__name__} records nothing yet; call record(every=10) before the steps")
-        tables, counts = self._recorder.fetch()
-        return summarise(tables, counts, self.param_groups, self._recorder.last, per_tensor)
 
     # Checkpoints and copies.
 
@@ -510,12 +287,6 @@ class Optimizer(torch.optim.Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)  # checkpoints of torch's optimizers and of older versions lack some
         self._unanchored = self._still_unanchored()
-
-    def _still_unanchored(self) -> set[Tensor]:
-        """Parameters whose anchor in the state is from before the first step."""
-        follow = [p for group in self.param_groups if group.get("anchor") == "capture" for p in group["params"]]
-        states = ((p, self.state[p]) for p in follow if p in self.state)
-        return {p for p, s in states if "anchor" in s and not s.get("step", 1) > 0}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -554,41 +325,6 @@ class Optimizer(torch.optim.Optimizer):
                 if index in state_dict["state"]:
                     yield own, p, state_dict["state"][index]
 
-    def _with_anchors(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], Held]:
-        """The checkpoint with complete options of its anchors, and the files that hold them, verified.
-
-        Options that the checkpoint does not have stay. Of two paths to a file ours is taken, because files move between
-        runs; what it must hold is what the checkpoint says.
-        """
-        held = Held(local_part, local)
-        saved_groups = state_dict["param_groups"]
-        same = [len(g["params"]) for g in saved_groups] == [len(g["params"]) for g in self.param_groups]
-        if not self._anchored or not same:  # torch says what is wrong with the groups
-            return state_dict, held
-        merged: list[dict[str, Any]] = []
-        for own, saved in zip(self.param_groups, saved_groups):
-            ours = {name: own[name] for name in ("anchor", *kinds.OPTIONS) if name in own}
-            group = {**(kinds.OPTIONS if "anchor" in saved else ours), **saved}
-            if kinds.is_source(group) and kinds.is_source(ours):
-                group["anchor"] = ours["anchor"]
-            if kinds.on_file(group) and ours["anchor_file"] is not None:
-                group["anchor_file"] = ours["anchor_file"]
-            for index in saved["params"]:
-                state = state_dict["state"].get(index, {})
-                lacks = kinds.to_capture(group) or (kinds.in_state(group) and "anchor" not in state)
-                if lacks and state and float(state.get("step", 1)) > 0:
-                    raise ValueError("state_dict: " + kinds.MISSING.format(name=self._title()))
-            merged.append(group)
-        names = [{**own, **group, "params": own["params"]} for own, group in zip(self.param_groups, merged)]
-        held.find(names)
-        held.verify(names)
-        for group, found in zip(merged, names):
-            group["anchor_hash"] = found["anchor_hash"]
-        return {**state_dict, "param_groups": merged}, held
-
-    def _title(self) -> str:
-        return type(self).__name__
-
     def _restore_types(self, state_dict: dict[str, Any]) -> None:
         for group, p, saved in self._saved_states(state_dict):
             state = cast("dict[str, Any]", self.state[p])
@@ -625,24 +361,6 @@ class Optimizer(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         return pipeline_text(type(self).__name__, self.param_groups, self._moments, self._rules, cost(self))
-
-
-def _write_once(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write captured anchors and return the file's sha256; where they are sharded, rank 0 writes for all."""
-    together = any(is_sharded(t) for t in tensors.values())
-    outcome: list[str | None] = [None, None]
-    try:
-        write(path, tensors, whole, keep=not together or dist.get_rank() == 0)
-        outcome[0] = digest([path]) if path.exists() else None
-    except (ValueError, OSError) as error:
-        if not together:
-            raise
-        outcome[1] = str(error)
-    if together:
-        dist.broadcast_object_list(outcome, src=0)
-        if outcome[1] is not None:
-            raise ValueError(outcome[1])
-    return str(outcome[0])
 
 
 def announce_anchored_decay(name: str, groups: Sequence[dict[str, Any]]) -> None:
