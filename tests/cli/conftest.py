@@ -49,9 +49,15 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start ``python -m mooring`` in a process group of its own, as a terminal does."""
+    """Start ``python -m mooring`` in a process group of its own, as a terminal does.
+
+    Also as a terminal does, with Ctrl-C not ignored: a shell that runs the tests in the background has it ignored, and
+    children inherit that.
+    """
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    run = f"import runpy; {listen}; runpy.run_module('mooring', run_name='__main__', alter_sys=True)"
     return subprocess.Popen(
-        [sys.executable, "-m", "mooring", *map(str, arguments)],
+        [sys.executable, "-c", run, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

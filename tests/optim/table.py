@@ -248,7 +248,7 @@ ROWS: tuple[OptimizerRow, ...] = (
             "maximize": {"maximize": True},
             "delta .5": {"delta": 0.5, "nesterov": True},
             "anchor zero": {"anchor": "zero", "strength": 0.5},
-            "capped decay": {"weight_decay": 20.0, "wd_ratio": 0.5},
+            "capped decay": {"weight_decay": 30.0, "wd_ratio": 0.5},
         },
         branches={"rows", "tensor", "none", "inactive", "contracted"},
         make=adam_projected_stable_selective,
