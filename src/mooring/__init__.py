@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from mooring.optim import param_groups as param_groups
     from mooring.optim import scale_invariant_parameters as scale_invariant_parameters
     from mooring.optim import wrap as wrap
+    from mooring.perturb import ASAM as ASAM
+    from mooring.perturb import NSO as NSO
+    from mooring.perturb import RSAM as RSAM
+    from mooring.perturb import SAM as SAM
+    from mooring.perturb import USAM as USAM
     from mooring.rules import BufferHorizonDecay as BufferHorizonDecay
     from mooring.rules import CoupledDecay as CoupledDecay
     from mooring.rules import DecoupledDecay as DecoupledDecay
@@ -49,13 +54,15 @@ _RULES = (
     "TrustRatio",
 )
 _HELPERS = ("convert", "cost", "interpolate", "param_groups", "scale_invariant_parameters", "wrap")
+_PERTURBED = ("ASAM", "NSO", "RSAM", "SAM", "USAM")
 _MEASURES = ("log_to", "watch")
 _ROOMS = {
     **dict.fromkeys((*_OPTIMIZERS, *_HELPERS), "mooring.optim"),
     **dict.fromkeys(_RULES, "mooring.rules"),
+    **dict.fromkeys(_PERTURBED, "mooring.perturb"),
     **dict.fromkeys(_MEASURES, "mooring.measure"),
 }
-__all__ = [*_OPTIMIZERS, *_RULES, *_HELPERS, *_MEASURES]
+__all__ = [*_OPTIMIZERS, *_RULES, *_PERTURBED, *_HELPERS, *_MEASURES]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from typing_extensions import override
 from mooring.anchors import kinds
 from mooring.anchors.held import Rounding
 from mooring.moments.displacement import Displacement
+from mooring.optim.around import Around, required
 from mooring.optim.base import Optimizer
 from mooring.optim.compose import in_order
 from mooring.optim.plan import Plan
@@ -59,16 +60,14 @@ def wrap(
     return Wrapped(base, rules, dict(anchor=anchor, anchor_store=anchor_store, anchor_file=anchor_file))
 
 
-class Wrapped(Optimizer):
+class Wrapped(Around, Optimizer):  # type: ignore[override]
     """What :func:`wrap` returns. Its checkpoints are the wrapped optimizer's, with the anchor in the state."""
 
-    base: torch.optim.Optimizer
     # Anchors from before the first step; they enter the state after it.
     _given: dict[Tensor, Tensor]
 
     def __init__(self, base: torch.optim.Optimizer, rules: Sequence[Rule], anchor: dict[str, Any]) -> None:
-        if not isinstance(base, torch.optim.Optimizer):
-            raise TypeError(f"base must be a torch.optim.Optimizer, got {type(base).__name__}")
+        base = required(base)
         checked = in_order(rules)
         name = type(base).__name__
         for rule in checked:
@@ -88,11 +87,8 @@ class Wrapped(Optimizer):
             options["row_dim"] = 0
         if any(rule.needs_anchor for rule in checked):
             options |= {**kinds.OPTIONS, **anchor}
-        for option, value in options.items():
-            base.defaults.setdefault(option, value)
-            for group in base.param_groups:
-                group.setdefault(option, value)
         self.__setstate__({"base": base, "_moments": Displacement(name), "_rules": tuple(checked), "_given": {}})
+        self.add_options(options)
         for group in self.param_groups:
             self._check_group(group)
         self._find_anchors(self.param_groups)
@@ -104,23 +100,6 @@ class Wrapped(Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         return False
-
-    # One set of groups, one state: a scheduler that holds either optimizer changes both.
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The wrapped optimizer's."""
-        return self.base.param_groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        """The wrapped optimizer's."""
-        return self.base.state
-
-    @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        """The wrapped optimizer's."""
-        return self.base.defaults
 
     @override
     def __getstate__(self) -> dict[str, Any]:

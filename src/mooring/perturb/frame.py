@@ -1,0 +1,438 @@
+"""The frame of all methods that take gradients at perturbed weights: passes, and what must hold around them."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from mooring.optim.around import Around, required
+from mooring.perturb.replay import Generators
+from mooring.perturb.statistics import Frozen, running
+from mooring.perturb.weights import Weights, members, needs_model
+from mooring.step.scalars import host_value
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a method wants of one pass.
+
+    Attributes:
+        place: moves the weights, or None for a pass at the true weights. May read the gradients so far.
+        weight: factor of this pass's gradient in the final one; 0 for a gradient that only ``place`` of the next reads.
+        gradient: whether a backward pass is wanted at all.
+        draws: passes with the same number see the same dropout masks and augmentations.
+        new_batch: whether a new mini-batch may begin here (with fresh batches).
+    """
+
+    place: Callable[[], None] | None = None
+    weight: float = 1.0
+    gradient: bool = True
+    draws: int = 0
+    new_batch: bool = False
+
+
+class Pass:
+    """One pass of a step, a context manager: the weights are perturbed inside the ``with`` block and nowhere else.
+
+    Attributes:
+        index: 0 for the first pass of the step.
+        count: how many passes the step has.
+        gradient: whether this pass wants a backward pass; without one, gradients are disabled inside the block.
+        new_batch: whether to draw a new mini-batch for this pass; the first pass of a step always begins one.
+        sync: whether gradients are averaged over processes here (only in the last pass, where that can be put off).
+    """
+
+    def __init__(self, frame: Perturbed, stage: Stage, index: int, count: int, sync: bool) -> None:
+        self._frame, self.stage = frame, stage
+        self.index, self.count = index, count
+        self.gradient, self.new_batch, self.sync = stage.gradient, stage.new_batch or index == 0, sync
+        self._stack: ExitStack | None = None
+        self.entered = False
+
+    def __enter__(self) -> Pass:
+        if self.entered:
+            raise RuntimeError(f"pass {self.index} was entered before; every pass of a step is taken once")
+        self.entered = True
+        with ExitStack() as stack:
+            self._frame._begin_pass(self, stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        assert self._stack is not None
+        stack, self._stack = self._stack, None
+        with stack:
+            if error[0] is None:
+                self._frame._end_pass(self)
+
+    def backward(self, loss: Tensor) -> None:
+        """``loss.backward()``, with the scaler's scale where there is one; nothing in a pass without a gradient."""
+        if self.gradient:
+            scaler = self._frame._scaler
+            (loss if scaler is None else scaler.scale(loss)).backward()
+
+
+class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
+    """A base optimizer whose gradients come from several passes at moved weights.
+
+    It shares the base's groups, state and defaults, so schedulers, checkpoints and trainers see one optimizer. Outside
+    a pass the weights are the true weights, whatever happens inside it. Subclasses say which passes they want.
+
+    Args:
+        base: any torch optimizer.
+        options: group options of the method, with their defaults.
+        model: the module that owns the weights. Needed for running statistics, for ``no_sync`` under DDP, and where
+            weights are sharded.
+        seed: of the noise.
+        clean_forward: where no pass is at the true weights and the model keeps running statistics, add a forward pass
+            that updates them.
+        replay: give passes that belong together the same dropout masks and augmentations.
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        options: dict[str, Any],
+        *,
+        model: nn.Module | None,
+        seed: int,
+        clean_forward: bool,
+        replay: bool = True,
+    ) -> None:
+        base = required(base)
+        if isinstance(base, Perturbed):
+            raise TypeError(f"base must not perturb by itself, got {type(base).__name__} inside {type(self).__name__}")
+        if model is not None and not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if model is None and needs_model(base.param_groups):
+            raise ValueError(
+                f"{type(self).__name__}: model must be given where weights are sharded, because a module may hold "
+                "gathered copies of weights that were moved"
+            )
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise ValueError(f"seed must be an int, got {seed!r}")
+        self.__setstate__(
+            {
+                "base": base,
+                "model": model,
+                "_options": {**options, "noise_seed": seed, "noise_draws": 0},
+                "_clean_forward": clean_forward,
+                "_replay": replay,
+            }
+        )
+        self.add_options(self._options)
+        for group in self.param_groups:
+            self._check_group(group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._weights = Weights(self.param_groups, self.model)
+        self._running: Iterator[Pass] | None = None
+        self._ready = False
+        self._scaler: Any = None
+        self._left: list[tuple[Tensor, Tensor]] = []
+        self._total: list[Any] = []
+        self._held = 1.0
+        self._generators: dict[int, Generators] = {}
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("base", "model", "_options", "_clean_forward", "_replay")
+        return {name: self.__dict__[name] for name in names}
+
+    # What a method says.
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raise ValueError for an option out of range."""
+
+    def _stages(self) -> list[Stage]:
+        """The passes of this step, in order."""
+        raise TypeError(f"{type(self).__name__} must define _stages")
+
+    # Passes.
+
+    def passes(self, scaler: Any = None) -> Iterator[Pass]:
+        """The passes of one step, for a loop of your own; call :meth:`step` after it.
+
+        ::
+
+            optimizer.zero_grad()
+            for pass_ in nso.passes():
+                with pass_:
+                    pass_.backward(loss_of(model(x), y))
+            nso.step()
+
+        Inside the block the weights are perturbed, gradients add up in ``p.grad`` over micro-batches and passes, and
+        under DDP only the last pass communicates. After the loop ``p.grad`` is the method's gradient: clip it, unscale
+        it, step. A block that raises leaves the true weights.
+
+        Args:
+            scaler: a GradScaler whose scale the loss is multiplied by in ``pass_.backward``; step with
+                ``scaler.step(nso)``.
+
+        Raises:
+            RuntimeError: where a pass of the loop was not entered with ``with``.
+        """
+        self._abandon()
+        self._ready = False
+        self._scaler = scaler
+        loop = self._loop()
+        self._running = loop
+        return loop
+
+    def _loop(self) -> Iterator[Pass]:
+        stages = self._stages()
+        if self._clean_forward and all(s.place is not None for s in stages) and running(self.model):
+            # The statistics of the norm layers have to see the true weights once.
+            stages.insert(0, Stage(gradient=False, draws=-1))
+        defers = hasattr(self.model, "no_sync") and not hasattr(self.model, "set_requires_gradient_sync")
+        try:
+            for i, stage in enumerate(stages):
+                last = i == len(stages) - 1
+                current = Pass(self, stage, i, len(stages), sync=last or not defers or self._syncs_early(stage))
+                yield current
+                if not current.entered:
+                    raise RuntimeError("this pass was not taken: put the forward and backward into `with pass_:`")
+            self._finish()
+        finally:
+            self._weights.restore()
+            self._weights.forget()
+            self._generators.clear()
+            self._left, self._running = [], None
+
+    def _syncs_early(self, stage: Stage) -> bool:
+        """Whether this pass's gradient has to be that of all processes although it is not the last."""
+        return False
+
+    def _finish(self) -> None:
+        if self._held != 1.0:
+            self._scale_gradients(self._held)
+        self._held = 1.0
+        for group in self.param_groups:
+            group["noise_draws"] += 1
+        self._ready = True
+
+    def _abandon(self) -> None:
+        """Give up a loop that was left before its end."""
+        if self._running is not None:
+            self._running.close()  # type: ignore[attr-defined]
+            self._running = None
+
+    def _begin_pass(self, current: Pass, stack: ExitStack) -> None:
+        stage = current.stage
+        kept = stage.place is not None
+        if stage.place is not None:
+            stack.callback(Frozen(self.model).restore)
+            stack.callback(self._weights.restore)
+            with torch.no_grad():
+                stage.place()
+        if stage.gradient:
+            self._make_room(current)
+        if self._replay:
+            if stage.draws in self._generators:
+                self._generators[stage.draws].restore()
+            else:
+                self._generators[stage.draws] = Generators({p.device for g in self.param_groups for p in g["params"]})
+        if not current.sync and self.model is not None:
+            stack.enter_context(self.model.no_sync())
+        if kept and self.model is None and self.param_groups[0]["noise_draws"] == 0 and not self._warned:
+            stack.callback(self._watch_statistics().remove)  # in the first step; later ones would say it again
+        stack.enter_context(torch.enable_grad() if stage.gradient else torch.no_grad())
+
+    def _make_room(self, current: Pass) -> None:
+        """Let the gradient of this pass add to what earlier passes left, or drop that."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        weight = current.stage.weight
+        if current.index and self._held == 0.0:
+            for p in params:
+                p.grad = None
+        elif current.index and any(p.grad is not None for p in params) and weight not in (0.0, self._held):
+            self._scale_gradients(self._held / weight)
+        self._held = weight
+        self._left = [(p, p.grad) for p in params if p.grad is not None] if current.index else []
+
+    @torch.no_grad()
+    def _end_pass(self, current: Pass) -> None:
+        """Add what earlier passes left where gradients were cleared inside the block."""
+        if not current.gradient:
+            return
+        for p, before in self._left:
+            if p.grad is before:
+                continue
+            if not current.sync or (hasattr(self.model, "no_sync") and current.count > 1):
+                raise RuntimeError(
+                    "gradients of earlier passes were cleared inside a pass, before they were averaged over processes; "
+                    "clear them before the loop, or with this optimizer's zero_grad()"
+                )
+            p.grad = before if p.grad is None else before.add_(p.grad)
+        self._left = []
+
+    def _scale_gradients(self, factor: float) -> None:
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.grad.mul_(factor)
+
+    def _watch_statistics(self) -> Any:
+        """Notice running statistics that a perturbed pass moves because no model was given."""
+
+        def hook(module: nn.Module, _: Any) -> None:
+            if module.training and module._buffers.get("running_mean") is not None and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"{type(self).__name__}: {type(module).__name__} updates its running statistics at perturbed "
+                    f"weights; pass model= to {type(self).__name__}, and only clean passes will",
+                    UserWarning,
+                    stacklevel=2,
+                )
+
+        return nn.modules.module.register_module_forward_pre_hook(hook)
+
+    # The optimizer's interface.
+
+    @override
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients; inside a later pass of a step it does nothing, because gradients add up over passes."""
+        if self._running is None or not self._left:
+            self.base.zero_grad(set_to_none)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[..., Any] | None = None, forward: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: evaluates the loss and its gradients (clears them, runs forward and backward, returns the loss). It
+                is called once for every pass; one that takes an argument is given the :class:`Pass`.
+            forward: evaluates the model without gradients, for a pass that only updates running statistics; without
+                it the closure does that, at the price of a gradient.
+
+        Returns:
+            The mean loss over the passes whose gradients enter the step, or of the clean pass where there is one; None
+            without a closure.
+
+        Raises:
+            RuntimeError: without a closure and without :meth:`passes` before it, where this step could move weights.
+        """
+        if closure is None:
+            if not self._ready and not self._is_dry_run():
+                raise RuntimeError(
+                    f"{type(self).__name__}.step() needs gradients at perturbed weights. Call step(closure), or run "
+                    "`for pass_ in optimizer.passes(): with pass_: ...` before step(); in a Trainer or LightningModule "
+                    "use the mixins of mooring.integrations"
+                )
+            self._ready = False
+            self.base.step()
+            return None
+        if getattr(self.base, "found_inf", None) is not None:
+            raise RuntimeError(
+                "scaler.step(optimizer, closure) would step on scaled gradients; use "
+                "`for pass_ in optimizer.passes(scaler=scaler)`, then scaler.step(optimizer)"
+            )
+        takes_pass = _takes_argument(closure)
+        losses: list[tuple[Pass, Any]] = []
+        for current in self.passes():
+            with current:
+                if current.gradient:
+                    losses.append((current, closure(current) if takes_pass else closure()))
+                elif forward is not None:
+                    forward()
+                else:
+                    with torch.enable_grad():
+                        closure(current) if takes_pass else closure()
+                    self.base.zero_grad(set_to_none=True)
+        self._ready = False
+        self.base.step()
+        return self._loss(losses)
+
+    def _loss(self, losses: list[tuple[Pass, Any]]) -> Any:
+        clean = [loss for current, loss in losses if current.stage.place is None]
+        wanted = clean[:1] or [loss for _, loss in losses]
+        if not all(isinstance(x, (Tensor, float, int)) for x in wanted):
+            return wanted[0]
+        values = [x.detach() if isinstance(x, Tensor) else x for x in wanted]
+        return values[0] if len(values) == 1 else sum(values) / len(values)
+
+    def _is_dry_run(self) -> bool:
+        """Whether nothing can move: learning rates of 0, or no gradients at all."""
+        if all(p.grad is None for group in self.param_groups for p in group["params"]):
+            return True
+        return all(host_value(group["lr"]) == 0 for group in self.param_groups)
+
+    @override
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base."""
+        for option, value in self._options.items():
+            param_group.setdefault(option, self.param_groups[0].get(option, value))
+        self._check_group(param_group)
+        self.base.add_param_group(param_group)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The base's checkpoint; seed, number of draws and the method's options are in its groups."""
+        return self.base.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this optimizer, or of the base alone."""
+        self._abandon()
+        self.base.load_state_dict(state_dict)
+        self.add_options(self._options)
+        for group in self.param_groups:
+            self._check_group(group)
+
+    # A GradScaler that unscales inside the step writes here what the base is to read.
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return bool(getattr(self.base, "_step_supports_amp_scaling", False))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("grad_scale", "found_inf") and "base" in self.__dict__:
+            return getattr(self.base, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("grad_scale", "found_inf"):
+            setattr(self.base, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in ("grad_scale", "found_inf"):
+            delattr(self.base, name)
+        else:
+            super().__delattr__(name)
+
+    def __repr__(self) -> str:
+        return f"{self._describe()} around\n{self.base!r}"
+
+    def _describe(self) -> str:
+        """The method with its options, in one line."""
+        return type(self).__name__
+
+    @property
+    def gradients_per_step(self) -> int:
+        """How many gradient evaluations one step takes."""
+        return sum(stage.gradient for stage in self._stages())
+
+    def _trainable(self) -> list[Tensor]:
+        return [m.p for m in members(self.param_groups)]
+
+
+def _takes_argument(closure: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(closure).bind()
+    except TypeError:
+        return True
+    except ValueError:  # a builtin without a signature
+        return False
+    return False

@@ -1,0 +1,83 @@
+"""Noise on weights: three laws of variance one, regenerated wherever it is needed and never stored."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mooring.kernels import random
+from mooring.kernels.eager import row_sums
+from mooring.perturb.weights import Member
+from mooring.step.batch import compute_dtype
+from mooring.step.shards import all_sum, sharding
+
+
+def normal(n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """The standard normal law."""
+    return torch.empty(n, dtype=dtype, device=generator.device).normal_(generator=generator)
+
+
+def laplace(n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Laplace with scale 1/sqrt(2), that is variance one."""
+    u = torch.empty(n, dtype=dtype, device=generator.device).uniform_(-1.0, 1.0, generator=generator)
+    # |u| < 1 except for the lower end itself, where the logarithm would be infinite.
+    return -torch.sign(u) * torch.log1p(-u.abs().clamp(max=1 - torch.finfo(dtype).eps)) / math.sqrt(2)
+
+
+def uniform(n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Uniform on [-sqrt(3), sqrt(3)), that is variance one."""
+    x = torch.empty(n, dtype=dtype, device=generator.device)
+    return x.uniform_(-math.sqrt(3), math.sqrt(3), generator=generator)
+
+
+LAWS = {"normal": normal, "laplace": laplace, "uniform": uniform}
+
+
+def draw(member: Member, law: str, seed: int) -> Tensor:
+    """The noise that belongs to this process's part of a parameter, in the compute type.
+
+    Args:
+        member: the parameter.
+        law: a key of ``LAWS``.
+        seed: 64 bits from :func:`mooring.kernels.random.key`; equal seeds give equal noise, whatever the sharding.
+    """
+    part, where = member.local(), member.where
+    dtype = compute_dtype(part.dtype)
+    out = torch.empty(part.shape, dtype=dtype, device=part.device)
+    make = LAWS[law]
+    return random.fill(out, seed, lambda n, generator: make(n, generator, dtype), where.whole, where.offset)
+
+
+def row_sizes(member: Member, wide: Tensor) -> Tensor:
+    """The root mean square of each row, of the whole tensor where it has no rows; shaped to multiply ``wide``."""
+    return _norms(member, wide, _rows(member)) / math.sqrt(_length(member, _rows(member)))
+
+
+def filter_norms(member: Member, wide: Tensor) -> Tensor | None:
+    """The norm of each kernel of a tensor of four dimensions, of each row of a matrix; None for others."""
+    if member.p.ndim == 4:
+        kernels: Tensor = torch.linalg.vector_norm(wide.double(), dim=(2, 3), keepdim=True)
+        return kernels.to(wide.dtype)
+    return _norms(member, wide, 0) if member.p.ndim == 2 else None
+
+
+def _rows(member: Member) -> int | None:
+    return int(member.group.get("row_dim", 0)) if member.p.ndim >= 2 else None
+
+
+def _length(member: Member, dim: int | None) -> float:
+    n = member.p.numel()
+    return float(n if dim is None else n // max(member.p.shape[dim], 1))
+
+
+def _norms(member: Member, wide: Tensor, dim: int | None) -> Tensor:
+    split = sharding(member.p, 0 if dim is None else dim)
+    by_row = wide.reshape(1, -1) if dim is None else wide.movedim(dim, 0).reshape(wide.shape[dim], -1)
+    groups = split.groups if dim is None else split.within
+    [squares] = all_sum([(row_sums((by_row * by_row).contiguous()), groups)])
+    norms = squares.sqrt().to(wide.dtype)
+    if dim is None:
+        return norms.reshape(())
+    return norms.reshape([-1 if i == dim else 1 for i in range(wide.ndim)])

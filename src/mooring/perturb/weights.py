@@ -1,0 +1,136 @@
+"""The weights that are perturbed: put aside once per step, moved for a pass, and put back to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mooring.anchors.names import plain
+from mooring.step.batch import compute_dtype
+from mooring.step.shards import Piece, is_sharded, local, piece
+
+
+@dataclass(frozen=True)
+class Member:
+    """One trainable parameter.
+
+    Attributes:
+        p: the parameter.
+        group: its group.
+        name: its name without wrappers' prefixes, or its place among all parameters where it has none.
+    """
+
+    p: Tensor
+    group: dict[str, Any]
+    name: str
+
+    @property
+    def where(self) -> Piece:
+        """Which part of it this process holds."""
+        return piece(self.p)
+
+    def local(self) -> Tensor:
+        """This process's part, sharing memory."""
+        return local(self.p.detach())
+
+    def gradient(self) -> Tensor | None:
+        """This process's part of the gradient, sharing memory."""
+        return None if self.p.grad is None else local(self.p.grad.detach())
+
+
+def members(groups: list[dict[str, Any]]) -> list[Member]:
+    """All parameters of an optimizer that take gradients and have elements."""
+    found: list[Member] = []
+    position = 0
+    for group in groups:
+        names = group.get("param_names")
+        for i, p in enumerate(group["params"]):
+            if p.requires_grad and p.numel():
+                found.append(Member(p, group, plain(names[i]) if names else str(position)))
+            position += 1
+    return found
+
+
+class Weights:
+    """The weights of an optimizer's groups.
+
+    One copy of them is made when they are first moved in a step, and dropped with :meth:`forget`: undoing a
+    perturbation by subtracting it would change bits.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], model: nn.Module | None) -> None:
+        self._groups = groups
+        self._model = model
+        self._saved: list[Tensor] = []
+        self.members: list[Member] = []
+        self.moved = False
+
+    def save(self) -> None:
+        """Copy the weights, unless this step has done so."""
+        if not self._saved:
+            self.members = members(self._groups)
+            self._saved = [m.local().clone() for m in self.members]
+
+    @property
+    def saved(self) -> list[Tensor]:
+        """The saved values in the compute type, in the order of ``members``."""
+        return [_widened(x) for x in self._saved]
+
+    def place(self, offset: Callable[[Member, Tensor], Tensor | None]) -> None:
+        """Put every weight at its saved value plus an offset, with one rounding.
+
+        Args:
+            offset: takes a member and its saved value in the compute type; returns the offset in that type, a fresh
+                tensor, or None for none.
+        """
+        self.save()
+        self._gather_anew()
+        self.moved = True
+        for member, saved in zip(self.members, self._saved):
+            wide = _widened(saved)
+            moved = offset(member, wide)
+            if moved is not None:
+                member.local().copy_(moved.add_(wide))
+
+    def restore(self) -> None:
+        """Put the weights back, also when interrupted on the way."""
+        if not self.moved:
+            return
+        try:
+            self._copy_back()
+        except BaseException:
+            self._copy_back()
+            raise
+        self.moved = False
+
+    @torch.no_grad()
+    def _copy_back(self) -> None:
+        self._gather_anew()
+        for member, saved in zip(self.members, self._saved):
+            member.local().copy_(saved)
+
+    def forget(self) -> None:
+        """Drop the copy."""
+        self._saved, self.members = [], []
+
+    def _gather_anew(self) -> None:
+        """Drop whole weights that FSDP has gathered: a root module keeps them after a forward without backward."""
+        if self._model is None:
+            return
+        for module in self._model.modules():
+            reshard = getattr(module, "reshard", None)
+            if reshard is not None and hasattr(module, "set_requires_gradient_sync"):
+                reshard()
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x if x.is_complex() else x.to(compute_dtype(x.dtype))
+
+
+def needs_model(groups: list[dict[str, Any]]) -> bool:
+    """Whether weights are gathered from shards by their module, so that moving a shard has to be made known to it."""
+    return any(is_sharded(p) for group in groups for p in group["params"])
