@@ -134,7 +134,7 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._weights = Weights(self.param_groups, self.model)
+        self._weights = Weights(self.base, self.model)
         self._running: Iterator[Pass] | None = None
         self._ready = False
         self._scaler: Any = None

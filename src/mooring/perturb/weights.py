@@ -62,8 +62,8 @@ class Weights:
     perturbation by subtracting it would change bits.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], model: nn.Module | None) -> None:
-        self._groups = groups
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module | None) -> None:
+        self._optimizer = optimizer  # loading a checkpoint replaces its groups
         self._model = model
         self._saved: list[Tensor] = []
         self.members: list[Member] = []
@@ -72,7 +72,7 @@ class Weights:
     def save(self) -> None:
         """Copy the weights, unless this step has done so."""
         if not self._saved:
-            self.members = members(self._groups)
+            self.members = members(self._optimizer.param_groups)
             self._saved = [m.local().clone() for m in self.members]
 
     @property
