@@ -101,7 +101,7 @@ def facts() -> dict[str, dict[str, str]]:
 
 # The picture. Units are inches: one axes over the whole figure.
 
-WIDTH, HEIGHT = 6.2, 8.2
+WIDTH, HEIGHT = 6.2, 9.04
 LEFT, RIGHT = 0.75, 6.05
 INK, MUTED, PAPER = "#1f2328", "#5c6470", "#ffffff"
 COLOURS = {"pointwise": "#5a6572", "row": "#0072b2", "tensor": "#d55e00", "model": "#009e73"}
@@ -177,7 +177,9 @@ def draw(known: dict[str, dict[str, str]]) -> Figure:
 
     y = HEIGHT - 0.15
     taps = []
-    y = stage(axes, y, "gradients", "unscaled, clipped to max_grad_norm, or the step skipped", "over all tensors")
+    y = stage(axes, y, "passes", "NSO, SAM, …: backward at moved weights, averaged", "only around an optimizer")
+    arrow(axes, (middle, y), (middle, y - gap))
+    y = stage(axes, y - gap, "gradients", "unscaled, clipped to max_grad_norm, or the step skipped", "over all tensors")
     tap = y + 0.31
     for title in STAGES:
         if title == "projection":
