@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import multiprocessing
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -40,15 +39,17 @@ from mooring.finetune.tasks.starts import load_start
 from mooring.measure import Hessian
 
 Base = torch.optim.Optimizer
-METHODS: dict[str, Callable[[Base, nn.Module], Base]] = {
-    "AdamW": lambda base, model: base,
-    "NSO, k=1": lambda base, model: mo.NSO(base, sigma=0.01, k=1, model=model),
-    "NSO, k=2": lambda base, model: mo.NSO(base, sigma=0.01, k=2, model=model),
-    "one point, 2 draws": lambda base, model: mo.NSO(base, sigma=0.01, k=2, two_point=False, model=model),
-    "SAM": lambda base, model: mo.SAM(base, rho=0.05, model=model),
-    "USAM": lambda base, model: mo.USAM(base, rho=0.05, model=model),
-    "ASAM": lambda base, model: mo.ASAM(base, rho=0.5, model=model),
-    "RSAM": lambda base, model: mo.RSAM(base, rho=0.05, sigma=0.01, model=model),
+METHODS: dict[str, Callable[[Base, nn.Module, int], Base]] = {
+    "AdamW": lambda base, model, seed: base,
+    "NSO, k=1": lambda base, model, seed: mo.NSO(base, sigma=0.01, k=1, seed=seed, model=model),
+    "NSO, k=2": lambda base, model, seed: mo.NSO(base, sigma=0.01, k=2, seed=seed, model=model),
+    "one point, 2 draws": lambda base, model, seed: mo.NSO(
+        base, sigma=0.01, k=2, two_point=False, seed=seed, model=model
+    ),
+    "SAM": lambda base, model, seed: mo.SAM(base, rho=0.05, model=model),
+    "USAM": lambda base, model, seed: mo.USAM(base, rho=0.05, model=model),
+    "ASAM": lambda base, model, seed: mo.ASAM(base, rho=0.5, model=model),
+    "RSAM": lambda base, model, seed: mo.RSAM(base, rho=0.05, sigma=0.01, seed=seed, model=model),
 }
 BASELINE = "AdamW"
 BUDGET, POINTS, PROBES = 600, 3, 16
@@ -82,7 +83,7 @@ def trial(job: tuple[str, int, int]) -> list[dict[str, Any]]:
     with threads(1), own_global_rng(torch.device("cpu"), "trial", seed):
         start = load_start(TaskSpec(), seed)
         model, data = start.model, start.data
-        optimizer = METHODS[name](mo.AdamW(model.named_parameters(), lr=9.5e-4, weight_decay=4.9e-4), model)
+        optimizer = METHODS[name](mo.AdamW(model.named_parameters(), lr=9.5e-4, weight_decay=4.9e-4), model, seed)
         perturbed = optimizer if hasattr(optimizer, "passes") else None
         cost = perturbed.gradients_per_step if perturbed is not None else 1
         spec = TrainSpec(steps=budget // cost)
@@ -94,7 +95,6 @@ def trial(job: tuple[str, int, int]) -> list[dict[str, Any]]:
 
         note(0)
         order = batches(len(data.train), spec.batch_size, spec.steps, generator("order", seed))
-        began = time.perf_counter()
         for step, index in enumerate(order, start=1):
             batch = data.train.rows(index)
             for group in optimizer.param_groups:
@@ -112,7 +112,6 @@ def trial(job: tuple[str, int, int]) -> list[dict[str, Any]]:
         scored = {key: accuracy(model, data.evaluation[split]) for key, split in SPLITS.items()}
         train_loss = accuracy(model, data.train)[1]
         rows[-1] |= {"id": scored["id"][0], "ood": scored["ood"][0], "gap": scored["id"][1] - train_loss}
-        rows[-1]["seconds"] = time.perf_counter() - began
     return rows
 
 
@@ -175,9 +174,9 @@ def main() -> None:
             rows += found
             print(f"\r{done}/{len(jobs)} trials", end="", flush=True)
     print()
-    fields = list(dict.fromkeys(key for row in rows for key in row if key != "seconds"))
+    fields = list(dict.fromkeys(key for row in rows for key in row))
     with arguments.output.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields, extrasaction="ignore")
+        writer = csv.DictWriter(file, fields)
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     last = [row for row in rows if "id" in row]
@@ -188,8 +187,6 @@ def main() -> None:
     text = table(final)
     arguments.output.with_suffix(".md").write_text(text + "\n")
     print(text)
-    seconds = {n: sum(r["seconds"] for r in last if r["method"] == n) for n in METHODS}
-    print("seconds beside the base:", ", ".join(f"{n} {s / seconds[BASELINE]:.2f}x" for n, s in seconds.items()))
     picture(rows, arguments.output.with_suffix(".png"))
 
 
