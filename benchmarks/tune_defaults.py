@@ -25,8 +25,8 @@ from pathlib import Path
 from scipy.stats import qmc
 
 from mooring.finetune.errors import TrialError
-from mooring.finetune.methods import METHODS, Range
-from mooring.finetune.spec import MethodSpec, TaskSpec, TrainSpec, TrialSpec
+from mooring.finetune.methods import METHODS, Range, resolve
+from mooring.finetune.spec import TaskSpec, TrainSpec, TrialSpec
 from mooring.finetune.tasks import prepare
 
 Point = dict[str, float]
@@ -52,8 +52,7 @@ def validation(train: TrainSpec, method: str, point: Point, seed: int) -> tuple[
     """ID validation accuracy and loss after one trial; a failed trial counts as knowing nothing."""
     from mooring.finetune.trial import run_trial
 
-    spec = METHODS[method].spec
-    tuned = MethodSpec(label=method, optimizer=spec.optimizer, options={**spec.options, **point})
+    tuned = resolve({"name": method, **point})
     with tempfile.TemporaryDirectory() as folder:
         try:
             final = run_trial(TrialSpec(method=tuned, task=TaskSpec(), train=train, seed=seed), Path(folder))
@@ -66,7 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101, 102, 103, 104])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    tuned = [name for name, info in METHODS.items() if info.tuned]
+    parser.add_argument("--methods", nargs="+", default=tuned, choices=list(METHODS))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/tune_defaults.csv"))
     args = parser.parse_args()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 try:
     from cyclopts import App, CycloptsError, Parameter
@@ -37,6 +37,7 @@ def compare(
     steps: int | None = None,
     task: str | None = None,
     baseline: str | None = None,
+    budget: Annotated[Literal["steps", "gradients"] | None, Parameter(show_choices=False)] = None,
     output_dir: Path | None = None,
     jobs: int | None = None,
     quick: Annotated[bool, Flag] = False,
@@ -56,6 +57,8 @@ def compare(
         steps: Optimizer steps per trial. [default: 300]
         task: What to fine-tune on; see mooring tasks. [default: vision-fonts2digits]
         baseline: The method that the others are compared to. [default: adamw]
+        budget: What every method gets alike: steps, or gradients (gradient evaluations, of which nso and sam take two
+            per step: they then get half the steps, with the whole schedule over these). [default: steps]
         output_dir: Where to write; a folder from an earlier start is continued: finished trials are not run again,
             methods and seeds may be added. [default: runs/TIME-TASK]
         jobs: Trials that run at the same time, each on one thread. [default: the number of cores]
@@ -67,7 +70,7 @@ def compare(
     from mooring.cli.compare import run_compare
     from mooring.compare.request import Request
 
-    request = Request(config, task, methods, seeds, steps, baseline, quick, output_dir, overwrite)
+    request = Request(config, task, methods, seeds, steps, baseline, quick, output_dir, overwrite, budget)
     return run_compare(request, jobs=jobs, quiet=quiet, as_json=json)
 
 

@@ -16,7 +16,7 @@ from mooring.finetune.errors import suggestion
 from mooring.finetune.methods import METHODS, MethodInfo
 from mooring.finetune.tasks.registry import TASKS
 
-_NUMBERS = ("bytes", "passes", "collectives")
+_NUMBERS = ("gradients", "bytes", "passes", "collectives")
 
 
 def list_methods(name: str | None, *, as_json: bool) -> int:
@@ -30,16 +30,16 @@ def list_methods(name: str | None, *, as_json: bool) -> int:
     console = Console()
     if name is None:
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for head in ("method", "what it does", "tuning range", "bytes", "passes", "collectives"):
+        for head in ("method", "what it does", "tuning range", "gradients", "bytes", "passes", "collectives"):
             table.add_column(head, no_wrap=head == "method", justify="right" if head in _NUMBERS else "left")
         for key, info in METHODS.items():
-            numbers = (4 * info.state_per_weight, info.passes, info.collectives)
+            numbers = (info.gradients_per_step, 4 * info.state_per_weight, info.passes, info.collectives)
             table.add_row(key, info.description, info.ranges.replace(", ", "\n"), *map(str, numbers))
         console.print(table)
         console.print(
             "\nPer float32 weight: bytes of state, and reads and writes of memory in one step (mooring.cost counts "
-            "them for any recipe); collectives: per step, where weights are sharded. Each takes one gradient per step."
-            "\n"
+            "them for any recipe); collectives: per step, where weights are sharded. Methods of two gradients per step "
+            "also hold a copy of the weights within it, and move them for every pass; their defaults were not tuned.\n"
             "mooring methods NAME shows the defaults and the paper. Any torch optimizer works too (torch.optim:NAdam, "
             "package.module:Class), and recipes of rules from a YAML file (see mooring compare --help).",
             highlight=False,
@@ -58,9 +58,9 @@ def _described(name: str, info: MethodInfo) -> list[tuple[str, str]]:
         ("method", name),
         ("", info.description),
         ("paper", info.paper),
-        ("class", info.spec.optimizer),
-        ("defaults", ", ".join(f"{key}={value!r}" for key, value in info.spec.options.items())),
-        ("tuned over", info.ranges),
+        ("class", " around ".join([*info.spec.perturb, info.spec.optimizer])),
+        ("defaults", ", ".join(f"{key}={value!r}" for key, value in info.options.items())),
+        ("tuned over" if info.tuned else "not tuned", info.ranges if info.tuned else f"tune over {info.ranges}"),
         ("cost", info.cost),
         ("use", f"mooring compare --methods {'adamw,' if name != 'adamw' else ''}{name}[lr={info.spec.options['lr']}]"),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -41,14 +41,19 @@ class CompareSpec(_Section):
 
     Attributes:
         methods: Names of built-in methods, ``module:Class``, or mappings (``{name: adamp, lr: 1e-3, label: slow}``),
-            recipes among them: ``{name: adam, lr: 1e-3, rules: [RadialProjection, {StableDecay: 5e-4}]}``.
+            recipes among them: ``{name: adam, lr: 1e-3, rules: [RadialProjection, {StableDecay: 5e-4}]}``, and
+            gradients at moved weights: ``{name: adamp, perturb: {NSO: {sigma: 0.01, k: 2}}}``.
         seeds: A number (that many, from 0), a list, or text such as ``"0,3,7"`` or ``"10-19"``.
         baseline: The label of the method that the others are compared to; ``adamw`` if it runs, else the first.
+        budget: What all methods get alike. ``steps``: ``train.steps`` optimizer steps, whatever each costs.
+            ``gradients``: as many gradient evaluations as that, so a method of two gradients per step takes half the
+            steps, with the learning rate's schedule over these.
     """
 
     methods: tuple[MethodSpec, ...] = Field(default=DEFAULT_METHODS, validate_default=True)
     seeds: tuple[int, ...] = Field(default=DEFAULT_SEEDS, validate_default=True)
     baseline: str = ""
+    budget: Literal["steps", "gradients"] = "steps"
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -118,10 +123,15 @@ class RunConfig(_Section):
         """The label of the baseline."""
         return self.compare.baseline
 
+    def train_of(self, method: MethodSpec) -> TrainSpec:
+        """How one method trains: as all do, or with the steps that the budget of gradients leaves it."""
+        equal_steps = self.compare.budget == "steps" or method.gradients_per_step == 1
+        return self.train if equal_steps else self.train.with_budget_of(method.gradients_per_step)
+
     def trials(self) -> list[TrialSpec]:
         """Every trial of the grid: all methods of the first seed, then of the next, so that pairs finish together."""
         return [
-            TrialSpec(method=method, task=self.task, train=self.train, seed=seed)
+            TrialSpec(method=method, task=self.task, train=self.train_of(method), seed=seed)
             for seed in self.seeds
             for method in self.compare.methods
         ]

@@ -31,6 +31,11 @@ class Metric:
     better: Literal["higher", "lower"] | None = "higher"
 
     @property
+    def is_cost(self) -> bool:
+        """Whether it is what a method took, not what it reached: shown as a ratio to the baseline and not tested."""
+        return self.unit in ("seconds", "count", "bytes")
+
+    @property
     def name(self) -> str:
         """The title at the beginning of a sentence or a column."""
         return self.title[0].upper() + self.title[1:]
@@ -70,6 +75,8 @@ TRAIN_SECONDS = Metric("time/train_s", "training time", "training", unit="second
 STATE = Metric("memory/optimizer_state_bytes", "optimizer state", "optimizer state", unit="bytes", better=None)
 PEAK = Metric("memory/peak_bytes", "peak memory", "peak memory", unit="bytes", better=None)
 GRADIENTS = Metric("cost/gradient_evaluations", "gradient evaluations", "gradients", unit="count", better=None)
+
+STEPS = Metric("steps", "steps taken", "steps", unit="count", better=None)
 
 
 def shift_kinds(keys: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mooring.compare import metrics
+from mooring.compare.equal_cost import views
 from mooring.compare.plots.gallery import render
 from mooring.compare.plots.style import THEME, looks
 from mooring.compare.reproduce import command_for
@@ -45,6 +46,7 @@ class MethodCard:
     optimizer: str
     options: str
     rules: str
+    perturb: str
     pipeline: str
     description: str
     paper: str
@@ -103,6 +105,7 @@ def _context(results: Results) -> dict[str, Any]:
         "headline": build_table(results, headline),
         "shifts": build_table(results, shifts),
         "cost": cost_table(results),
+        "equal_cost": views(results),
         "tests": test_rows(results, [*headline, *shifts]),
         "spread": spread_rows(results),
         "colours": {label: f"var({THEME[found.colour]})" for label, found in look.items()},
@@ -121,10 +124,12 @@ def _context(results: Results) -> dict[str, Any]:
 
 
 def _cards(results: Results) -> list[MethodCard]:
-    known = {info.spec.optimizer: info for info in METHODS.values()}
+    known = {(info.spec.optimizer, *info.spec.perturb): info for info in METHODS.values()}
     cards = []
     for method in results.config.compare.methods:
-        info = known.get(method.optimizer) if not method.rules else None  # a recipe is not what its base alone is
+        info = (
+            known.get((method.optimizer, *method.perturb)) if not method.rules else None
+        )  # a recipe is not what its base alone is
         optimizer = method.optimizer.replace(":", ".")
         cards.append(
             MethodCard(
@@ -133,6 +138,7 @@ def _cards(results: Results) -> list[MethodCard]:
                 options=", ".join(f"{key}={value!r}" for key, value in method.options.items())
                 or "the class's defaults",
                 rules=f"rules=[{method.rules_text}]" if method.rules else "",
+                perturb=method.perturb_text,
                 pipeline=" → ".join(results.pipeline(method.label)),
                 description=info.description if info else "",
                 paper=info.paper if info else "",
@@ -164,7 +170,7 @@ def without_private_paths(text: str) -> str:
 
 
 def _fairness(results: Results) -> list[str]:
-    train, task = results.config.train, results.config.task
+    task = results.config.task
     starts = min(task.starts, len(results.config.seeds))
     checked = " (the checksums that the trials recorded agree)" if results.shared_starts() else ""
     jobs = results.environment.get("jobs", 1)
@@ -178,8 +184,7 @@ def _fairness(results: Results) -> list[str]:
     return [
         f"A seed fixes the training, validation and test examples, the order of the batches and which of {starts} "
         f"pretrained start{'s' if starts > 1 else ''} is used; all methods share them, bit for bit{checked}.",
-        f"Every method takes {train.steps} steps of {train.batch_size} examples, {effort}, with the same "
-        f"{train.schedule} schedule after a warm-up over {train.warmup:.0%} of the steps.",
+        _budget(results, effort),
         _tuning(results),
         "Every number is that of the last step. Nothing was selected on ID test or OOD data, and nothing was stopped "
         "early.",
@@ -187,6 +192,22 @@ def _fairness(results: Results) -> list[str]:
         "Retention, the accuracy on the pretraining source, is a column of its own and no part of OOD: standing still "
         "would win it.",
     ]
+
+
+def _budget(results: Results, effort: str) -> str:
+    config, train = results.config, results.config.train
+    schedule = f"{train.schedule} schedule after a warm-up over {train.warmup:.0%} of the steps."
+    steps = {method.label: config.train_of(method).steps for method in config.compare.methods}
+    fewer = {label: count for label, count in steps.items() if count != train.steps}
+    if not fewer:
+        return (
+            f"Every method takes {train.steps} steps of {train.batch_size} examples, {effort}, with the same {schedule}"
+        )
+    listed = ", ".join(f"{label} {count}" for label, count in fewer.items())
+    return (
+        f"Every method takes as many gradient evaluations as {train.steps} steps of one gradient need, rounded down to "
+        f"whole steps ({listed}), on batches of {train.batch_size} examples; each has the whole {schedule}"
+    )
 
 
 def _tuning(results: Results) -> str:
@@ -202,6 +223,11 @@ def _tuning(results: Results) -> str:
         f"method, {TrainSpec().steps} steps, ID validation alone, other seeds than 0–9 "
         "(benchmarks/tune_defaults.py; all its rows are kept)."
     )
+    untuned = [m.label for m in results.config.compare.methods if m.label not in given and not METHODS[m.label].tuned]
+    if untuned:
+        text += (
+            f" Not so {', '.join(untuned)}: adamw's options and the papers' defaults for the perturbation, not tuned."
+        )
     if given:
         text += f" {', '.join(given)} ran with the options given, which had no such search."
     return text

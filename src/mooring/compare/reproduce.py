@@ -30,6 +30,7 @@ def command_for(config: RunConfig) -> str:
             steps=_unless(config.train.steps, build_config({}).train.steps),
             baseline=_unless(config.baseline, DEFAULT_BASELINE),
             quick=quick,
+            budget=_unless(config.compare.budget, "steps"),
         )
         for attempt in (_without(request, "seeds", "steps") if quick else request, request):
             try:
@@ -43,7 +44,7 @@ def command_for(config: RunConfig) -> str:
 
 def _command(request: Request) -> str:
     words = ["mooring", "compare"]
-    for option in ("task", "methods", "seeds", "steps", "baseline"):
+    for option in ("task", "methods", "seeds", "steps", "baseline", "budget"):
         value = getattr(request, option)
         if value is not None:
             words += [f"--{option}", str(value)]
@@ -71,5 +72,11 @@ def _word(method: MethodSpec) -> str:
         return name
     if not method.options and method.label == method.optimizer.partition(":")[2]:
         return method.optimizer
+    if method.perturb:
+        for built_in in METHODS.values():
+            if (built_in.spec.optimizer, *built_in.spec.perturb) == (method.optimizer, *method.perturb):
+                given = {**method.options, **{k: v for own in method.perturb.values() for k, v in own.items()}}
+                changed = [f"{key}={value}" for key, value in given.items() if built_in.options.get(key) != value]
+                return f"{built_in.spec.label}[{','.join([*changed, f'label={name}'])}]"
     options = ",".join(f"{key}={value}" for key, value in method.options.items())
     return f"{method.optimizer}[{options},label={method.label}]"

@@ -24,6 +24,7 @@ class Request:
     quick: bool = False
     output_dir: Path | None = None
     overwrite: bool = False
+    budget: str | None = None
 
 
 def folder_for(request: Request, config: RunConfig) -> RunFolder:
@@ -65,7 +66,12 @@ def _options(request: Request) -> dict[str, dict[str, Any]]:
     given: dict[str, Mapping[str, Any]] = {
         "task": {"name": request.task},
         "train": {"steps": request.steps},
-        "compare": {"methods": request.methods, "seeds": request.seeds, "baseline": request.baseline},
+        "compare": {
+            "methods": request.methods,
+            "seeds": request.seeds,
+            "baseline": request.baseline,
+            "budget": request.budget,
+        },
     }
     return {
         section: {key: value for key, value in content.items() if value is not None}

@@ -201,6 +201,8 @@ def differences(stored: RunConfig, asked: RunConfig) -> list[str]:
         found += [
             f"{section}.{key} is {there[key]!r} there, {here[key]!r} asked" for key in there if there[key] != here[key]
         ]
+    if stored.compare.budget != asked.compare.budget:
+        found.append(f"compare.budget is {stored.compare.budget!r} there, {asked.compare.budget!r} asked")
     known = {slug_of(method.label): method for method in stored.compare.methods}
     for method in asked.compare.methods:
         other = known.get(slug_of(method.label))
@@ -218,6 +220,7 @@ def _union(stored: RunConfig, asked: RunConfig) -> RunConfig:
         "methods": [methods[slug] for slug in ordered],
         "seeds": sorted({*stored.seeds, *asked.seeds}),
         "baseline": methods[slug_of(asked.baseline)].label if named else stored.baseline,
+        "budget": stored.compare.budget,
     }
     return stored.model_copy(update={"compare": type(stored.compare).model_validate(compare)})
 

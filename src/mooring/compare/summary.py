@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mooring.compare import metrics
+from mooring.compare.equal_cost import View, views
 from mooring.compare.results import Results
 from mooring.compare.statistics import Comparison, compare_paired, summarise
 from mooring.compare.tables import headline_metrics, shift_metrics
@@ -16,9 +17,7 @@ def summary(results: Results) -> dict[str, Any]:
     """Means, paired differences and the verdict; accuracies as fractions."""
     columns = [*headline_metrics(results), *shift_metrics(results)]
     comparisons = {
-        metric.key: compare_paired(results.values(metric), results.baseline)
-        for metric in columns
-        if metric.unit != "seconds"
+        metric.key: compare_paired(results.values(metric), results.baseline) for metric in columns if not metric.is_cost
     }
     verdict = judge(results)
     written = {method.label: str(method) for method in results.config.compare.methods}
@@ -30,6 +29,8 @@ def summary(results: Results) -> dict[str, Any]:
         "verdict": verdict.sentence,
         "further": {point.topic: point.text for point in verdict.points},
         "warnings": list(verdict.warnings),
+        "budget": results.config.compare.budget,
+        "equal_cost": {view.cost: _view(view) for view in views(results)},
         "zero_shot": {
             metric.key: _clean(summarise(list(results.zero_shot_values(metric).values())))
             for metric in columns
@@ -48,6 +49,15 @@ def summary(results: Results) -> dict[str, Any]:
             }
             for label in results.labels
         },
+    }
+
+
+def _view(view: View) -> dict[str, Any]:
+    columns = [metric.key for metric in view.table.metrics]
+    return {
+        row.label: dict(zip(columns, (cell.mean for cell in row.cells), strict=True))
+        for row in view.table.rows
+        if row.role != "reference"
     }
 
 

@@ -23,10 +23,10 @@ class Cell:
     """One method on one metric.
 
     Attributes:
-        mean: the mean over seeds (the median for times), as printed.
+        mean: the mean over seeds (the median for costs), as printed.
         difference: the paired difference to the baseline, signed; empty for the baseline itself.
         interval: the difference's 95 % interval, as ``[low, high]``; empty below two pairs.
-        ratio: for times, the ratio to the baseline's median, as ``×1.04``.
+        ratio: for costs, the ratio to the baseline's median, as ``×1.04``.
         tone: what the difference says, if it is resolved.
         best: the difference to every other method is resolved, in this one's favour.
         resolved: the difference is resolved.
@@ -72,8 +72,15 @@ class Table:
 
 def headline_metrics(results: Results) -> tuple[Metric, ...]:
     """The columns everybody reads first."""
-    wanted = (metrics.ID, metrics.OOD, metrics.RETENTION, metrics.DRIFT, metrics.STEP)
+    wanted = [metrics.ID, metrics.OOD, metrics.RETENTION, metrics.DRIFT, metrics.STEP]
+    if unequal_gradients(results):
+        wanted.append(metrics.GRADIENTS)
     return tuple(metric for metric in wanted if results.has(metric))
+
+
+def unequal_gradients(results: Results) -> bool:
+    """Whether the finished trials differ in how many gradients they evaluated."""
+    return len({value for by_seed in results.values(metrics.GRADIENTS).values() for value in by_seed.values()}) > 1
 
 
 def shift_metrics(results: Results) -> tuple[Metric, ...]:
@@ -114,7 +121,7 @@ def _mean(metric: Metric, by_seed: dict[int, float]) -> str:
         return "–"
     values = list(by_seed.values())
     # One slow step of the machine moves a mean of times, not their median.
-    return metric.show(median(values) if metric.unit == "seconds" else summarise(values).mean)
+    return metric.show(median(values) if metric.is_cost else summarise(values).mean)
 
 
 def _cell(
@@ -126,7 +133,7 @@ def _cell(
     best: str | None,
 ) -> Cell:
     mean = _mean(metric, values[label])
-    if metric.unit == "seconds":
+    if metric.is_cost:
         return Cell(mean, ratio=_ratio(values[label], values[baseline]))
     if comparison is None or math.isnan(comparison.difference.mean):
         return Cell(mean, best=label == best)
@@ -189,7 +196,7 @@ def cost_table(results: Results) -> Table:
         for metric in columns:
             values = results.values(metric)
             own = values[label]
-            ratio = _ratio(own, values[results.baseline]) if metric is not metrics.GRADIENTS else ""
+            ratio = _ratio(own, values[results.baseline])
             cells.append(Cell(metric.show(median(own.values())) if own else "–", ratio=ratio))
         done = len(results.values(metrics.STEP)[label])
         role: Literal["baseline", "method"] = "baseline" if label == results.baseline else "method"
@@ -217,7 +224,7 @@ def test_rows(results: Results, columns: Sequence[Metric]) -> list[TestRow]:
     """Every paired comparison to the baseline on the given metrics."""
     rows = []
     for metric in columns:
-        if metric.unit == "seconds":
+        if metric.is_cost:
             continue
         for method, found in compare_paired(results.values(metric), results.baseline).items():
             rows.append(

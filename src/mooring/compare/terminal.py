@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
+from mooring.compare.equal_cost import views
 from mooring.compare.metrics import Metric
 from mooring.compare.results import Results
 from mooring.compare.tables import Cell, Row, Table, build_table, headline_metrics, shift_metrics
@@ -34,9 +35,13 @@ def print_results(console: Console, results: Results) -> None:
             console.print(_means(results, build_table(results, shifts), (), title="Each shift, accuracy in %"))
         if len(results.labels) > 1:
             console.print()
-            table = build_table(results, [metric for metric in columns if metric.unit != "seconds"])
+            table = build_table(results, [metric for metric in columns if not metric.is_cost])
             grid = _differences(results, table, " ")
             console.print(grid if _fits(console, grid) else _differences(results, table, "\n"))
+        for view in views(results):
+            if view.cost == "gradients":
+                console.print()
+                console.print(_means(results, view.table, (), title=f"{view.title}, schedules cut off"))
     verdict = judge(results)
     console.print()
     console.print(Text(verdict.sentence, style="bold"))

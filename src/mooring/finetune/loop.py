@@ -16,6 +16,7 @@ from mooring.finetune.errors import TrialError
 from mooring.finetune.optimizers import needs_closure
 from mooring.finetune.seeds import generator
 from mooring.finetune.spec import TrialSpec
+from mooring.perturb.frame import Perturbed
 
 
 @dataclass
@@ -45,7 +46,8 @@ def train(
 ) -> Progress:
     """Fine-tune the model in place; ``between_steps`` is called before the first step and after every step.
 
-    Batch normalization stays in train mode. The order of the examples depends on the seed alone, not on the method.
+    Batch normalization stays in train mode. A method that takes several gradients per step takes them all on the step's
+    one batch. The order of the examples depends on the seed alone, not on the method.
 
     Raises:
         TrialError: The loss is not finite, or the optimizer's step raised.
@@ -75,7 +77,7 @@ def _set_lr(group: dict[str, object], lr: float) -> None:
 def _step(
     spec: TrialSpec, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Split, progress: Progress
 ) -> None:
-    gradient_seconds = 0.0
+    gradient_seconds = 0.0  # of the model's own work, forward passes without a gradient among it
     losses: list[float] = []
 
     def gradient() -> float:
@@ -89,9 +91,18 @@ def _step(
         gradient_seconds += _now(batch) - began
         return losses[-1]
 
+    def forward() -> None:
+        nonlocal gradient_seconds
+        began = _now(batch)
+        model(batch.inputs)
+        gradient_seconds += _now(batch) - began
+
     began = _now(batch)
+    loss = None
     try:
-        if needs_closure(optimizer):
+        if isinstance(optimizer, Perturbed):
+            loss = optimizer.step(gradient, forward)
+        elif needs_closure(optimizer):
             optimizer.step(gradient)
         else:
             gradient()
@@ -105,8 +116,8 @@ def _step(
         ) from error
     seconds = _now(batch) - began
     progress.step += 1
-    progress.loss = losses[0]
-    progress.losses_since_evaluation.append(losses[0])
+    progress.loss = losses[0] if loss is None else float(loss)
+    progress.losses_since_evaluation.append(progress.loss)
     progress.step_seconds.append(seconds)
     progress.update_seconds.append(seconds - gradient_seconds)
     progress.gradient_evaluations += len(losses)

@@ -21,18 +21,22 @@ sgdspd    lr 0.48, strength 1.7              0.980            0.973            0
 All 96 rows are in ``benchmarks/tune_defaults.csv``. Seeds redraw the same 300 rows, so images that these validation
 splits hold are ID test images under other seeds: with these defaults only ``later_rows`` and
 ``retention`` are made of images that no choice has seen.
+
+``nso``, ``sam``, ``usam``, ``asam`` and ``rsam`` were **not** tuned: they are adamw with its tuned options, and the
+perturbation around it has its paper's defaults (sigma 0.01 and k 1; rho 0.05, 0.5 for asam).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from mooring import _RULES as RULES
 from mooring.finetune.errors import SpecError, suggestion
+from mooring.finetune.perturbations import PERTURBATIONS
 from mooring.finetune.spec import MODULE_CLASS, MethodSpec
 
 
@@ -70,6 +74,7 @@ class MethodInfo:
         collectives: Reductions over processes that one step takes where weights are sharded.
         gradients_per_step: Gradient evaluations one step costs.
         space: What is tuned, over which range.
+        tuned: Whether the default options were searched for; else they are those of the paper.
     """
 
     spec: MethodSpec
@@ -80,6 +85,12 @@ class MethodInfo:
     collectives: int
     gradients_per_step: int
     space: dict[str, Range]
+    tuned: bool = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All default options, the optimizer's and the perturbation's."""
+        return {**self.spec.options, **{k: v for given in self.spec.perturb.values() for k, v in given.items()}}
 
     @property
     def cost(self) -> str:
@@ -88,7 +99,7 @@ class MethodInfo:
         shared = f", {self.collectives} collective{'s' if self.collectives > 1 else ''} where sharded"
         return (
             f"{4 * self.state_per_weight} bytes of state, {self.passes} passes over memory, {gradients} per step"
-            f"{shared if self.collectives else ''}"
+            f"{shared if self.collectives else ''}{', a copy of the weights within it' if self.spec.perturb else ''}"
         )
 
     @property
@@ -215,6 +226,60 @@ METHODS: dict[str, MethodInfo] = {
     ),
 }
 
+
+def _perturbed(name: str, options: dict[str, Any], description: str, paper: str, space: dict[str, Range]) -> MethodInfo:
+    base = METHODS["adamw"]
+    spec = base.spec.model_copy(update={"label": name, "perturb": {name.upper(): options}})
+    return replace(
+        base,
+        spec=spec,
+        description=f"adamw with {description}",
+        paper=paper,
+        gradients_per_step=spec.gradients_per_step,
+        space={"lr": _ADAM_LR, **space},
+        tuned=False,
+    )
+
+
+_RHO = Range(5e-3, 0.5)
+METHODS |= {
+    "nso": _perturbed(
+        "nso",
+        {"sigma": 0.01, "k": 1},
+        "the mean gradient at weights with noise added and subtracted, which lowers the trace of the Hessian.",
+        "Zhang, Li and Ju, TMLR 2024, arXiv 2306.08553",
+        {"sigma": Range(1e-3, 0.1)},
+    ),
+    "sam": _perturbed(
+        "sam",
+        {"rho": 0.05},
+        "the gradient at the worst point of a ball around the weights, to first order.",
+        "Foret et al., ICLR 2021, arXiv 2010.01412",
+        {"rho": _RHO},
+    ),
+    "usam": _perturbed(
+        "usam",
+        {"rho": 0.05},
+        "sam's gradient, the ascent as long as the gradient is.",
+        "Andriushchenko and Flammarion, ICML 2022, arXiv 2206.06232",
+        {"rho": _RHO},
+    ),
+    "asam": _perturbed(
+        "asam",
+        {"rho": 0.5},
+        "sam's gradient, the ball measured in units of the weights.",
+        "Kwon et al., ICML 2021, arXiv 2102.11600",
+        {"rho": Range(5e-2, 5.0)},
+    ),
+    "rsam": _perturbed(
+        "rsam",
+        {"rho": 0.05, "sigma": 0.01},
+        "sam's gradient, the ascent found at weights with noise added.",
+        "Liu et al., CVPR 2022",
+        {"rho": _RHO},
+    ),
+}
+
 BASES = {"adam": "Adam", "sgd": "SGD", "adai": "Adai"}
 """The names under which a recipe may call the classes of mooring that take rules."""
 
@@ -229,6 +294,8 @@ def resolve(request: str | Mapping[str, Any] | MethodSpec) -> MethodSpec:
     a built-in ``name`` and options that override its defaults (``{"name": "adamp", "lr": 1e-3}``), and a mapping with
     an ``optimizer`` class, ``options`` and a ``label``. A mapping may hold ``rules`` too, see `MethodSpec`; then
     ``name`` may also be ``adam`` or ``adai``, and ``wrap`` in place of ``optimizer`` puts them on any optimizer's step.
+    ``perturb`` takes the gradients of any of these at moved weights; the methods that are built so take its options
+    beside those of their optimizer (``{"name": "nso", "k": 2, "lr": 1e-3}``).
 
     Raises:
         SpecError: The request is none of these; the message says what is wrong and what would be right.
@@ -252,7 +319,8 @@ def resolve(request: str | Mapping[str, Any] | MethodSpec) -> MethodSpec:
         )
     recipe, rules = "rules" in fields, fields.pop("rules", ())
     base = _named(str(fields.pop("name") if "name" in fields else fields.pop("optimizer")), recipe)
-    label = fields.pop("label", _label(base.label, rules))
+    perturb = _perturbation(base, fields)
+    label = fields.pop("label", _label(base.label, rules, perturb if perturb != base.perturb else ()))
     nested = fields.pop("options", {})
     if not isinstance(nested, Mapping):
         raise SpecError(f"method {label!r}: 'options' must be a mapping of keyword arguments, not {nested!r}")
@@ -262,9 +330,19 @@ def resolve(request: str | Mapping[str, Any] | MethodSpec) -> MethodSpec:
     defaults = dict(base.options)
     if not wrap and _rule_names(rules) & set(DECAYS):
         defaults.pop("weight_decay", None)  # a listed decay takes the place of the method's own, as in the library
-    options = {**defaults, **nested, **fields}
+    given = {**nested, **fields}
+    own = {key: given.pop(key) for name in base.perturb for key in PERTURBATIONS[name] if key in given}
+    if own:
+        perturb = {name: {**options, **own} for name, options in base.perturb.items()}
     try:
-        return MethodSpec(label=label, optimizer=base.optimizer, options=options, rules=rules, wrap=wrap)
+        return MethodSpec(
+            label=label,
+            optimizer=base.optimizer,
+            options={**defaults, **given},
+            rules=rules,
+            wrap=wrap,
+            perturb=perturb,
+        )
     except ValidationError as error:
         reasons = "; ".join(str(item["msg"]).removeprefix("Value error, ") for item in error.errors())
         raise SpecError(f"method {label!r}: {reasons}") from None
@@ -276,8 +354,21 @@ def _rule_names(rules: Any) -> set[str]:
     return {name for item in items for name in (item if isinstance(item, Mapping) else [item]) if isinstance(name, str)}
 
 
-def _label(base: str, rules: Any) -> str:
-    items = rules if isinstance(rules, (list, tuple)) else ()
+def _perturbation(base: MethodSpec, fields: dict[str, Any]) -> Any:
+    """What is to perturb, taken out of the fields; it need not be right yet."""
+    if "perturb" not in fields:
+        return base.perturb
+    if base.perturb:
+        (name,) = base.perturb
+        raise SpecError(
+            f"method {base.label!r} perturbs by itself; give the options of {name} beside its others "
+            f"({', '.join(PERTURBATIONS[name])}), or write perturb beside another name"
+        )
+    return fields.pop("perturb")
+
+
+def _label(base: str, rules: Any, perturb: Any) -> str:
+    items = [*(rules if isinstance(rules, (list, tuple)) else ()), *([perturb] if perturb else [])]
     names = (next(iter(item), "") if isinstance(item, Mapping) else item for item in items)
     return "+".join([base, *(str(name).rpartition(":")[2] for name in names)])
 

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+import mooring
 from mooring.finetune.errors import SpecError, suggestion
 from mooring.finetune.importing import load
+from mooring.finetune.perturbations import PERTURBATIONS
 from mooring.finetune.rules import check_takes_rules, recipe_optimizer
 from mooring.finetune.spec import MethodSpec
 from mooring.optim.base import Optimizer
 from mooring.optim.common import DEFAULTS as COMMON_DEFAULTS
+from mooring.perturb.frame import Perturbed
 
 
 def load_class(method: MethodSpec) -> type[torch.optim.Optimizer]:
@@ -26,11 +29,19 @@ def load_class(method: MethodSpec) -> type[torch.optim.Optimizer]:
     return found
 
 
-def build_optimizer(method: MethodSpec, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    method: MethodSpec, model: nn.Module, *, seed: int = 0, steps: int | None = None
+) -> torch.optim.Optimizer:
     """Build the optimizer over the model's parameters, with their names where the class takes names.
 
+    Args:
+        method: What to build.
+        model: Whose parameters it moves.
+        seed: Of the noise, where the method draws any.
+        steps: The length of the training: where a schedule of the noise names none, it runs over this.
+
     Raises:
-        SpecError: The class or a rule cannot be found, or refuses its options.
+        SpecError: The class, a rule or the perturbation cannot be found, or refuses its options.
     """
     cls = load_class(method)
     options: dict[str, Any] = {
@@ -57,11 +68,31 @@ def build_optimizer(method: MethodSpec, model: nn.Module) -> torch.optim.Optimiz
         raise SpecError(f"method {method.label!r}: {method.optimizer} keeps no 'lr' in its groups to schedule")
     if method.wrap and needs_closure(optimizer.base):  # type: ignore[attr-defined]
         raise SpecError(f"method {method.label!r}: {method.optimizer} cannot be wrapped, its step needs a closure")
-    return optimizer
+    return _perturbed(method, optimizer, model, seed, steps) if method.perturb else optimizer
+
+
+def _perturbed(
+    method: MethodSpec, base: torch.optim.Optimizer, model: nn.Module, seed: int, steps: int | None
+) -> Perturbed:
+    ((name, given),) = method.perturb.items()
+    if needs_closure(base):
+        raise SpecError(
+            f"method {method.label!r}: {method.optimizer} needs a closure of its own and cannot be perturbed"
+        )
+    cls = getattr(mooring, name)
+    options = {"seed": seed, **given} if "seed" in inspect.signature(cls).parameters else dict(given)
+    if options.get("schedule", "constant") != "constant" and steps is not None:
+        options.setdefault("schedule_steps", steps)
+    try:
+        return cls(base, model=model, **options)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise SpecError(f"method {method.label!r}: {method.perturb_text} was refused: {error}") from error
 
 
 def pipeline(optimizer: torch.optim.Optimizer) -> list[str]:
     """The stages of one step in order, as ``print(optimizer)`` shows them; for a foreign optimizer its step is one."""
+    if isinstance(optimizer, Perturbed):
+        return [f"gradient of {repr(optimizer).partition(' around')[0]}", *pipeline(optimizer.base)]
     if isinstance(optimizer, Optimizer):
         return optimizer.stages()
     return [f"step of {type(optimizer).__name__}"]
@@ -78,7 +109,7 @@ def check_method(method: MethodSpec) -> list[str]:
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        build_optimizer(method, nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+        build_optimizer(method, nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), steps=1)
     texts = dict.fromkeys(str(one.message) for one in caught if one.category is UserWarning)
     return [f"method {method.label!r}: {text}" for text in texts]
 
@@ -111,11 +142,14 @@ def _check_names(method: MethodSpec, cls: type[torch.optim.Optimizer]) -> None:
         if not issubclass(cls, Optimizer):
             return
         known = [name for name in known if name != "common"] + list(COMMON_DEFAULTS)
+    own = [option for one in method.perturb for option in PERTURBATIONS[one]]
     for name in method.options:
         if name not in known and not (method.wrap and name == "anchor"):
             raise SpecError(
-                f"method {method.label!r}: {method.optimizer} has no option {name!r}{suggestion(name, known)}; "
+                f"method {method.label!r}: {method.optimizer} has no option {name!r}"
+                f"{suggestion(name, [*known, *own])}; "
                 f"its options are {', '.join(known)}"
+                + "".join(f", and those of {one}: {', '.join(PERTURBATIONS[one])}" for one in method.perturb)
             )
 
 

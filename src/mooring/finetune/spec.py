@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from mooring import _RULES as RULES
+from mooring.finetune import perturbations
 from mooring.finetune.errors import suggestion
 from mooring.finetune.tasks.registry import task_info
 
@@ -36,7 +37,7 @@ class _Spec(BaseModel):
 
 
 class MethodSpec(_Spec):
-    """An optimizer class, the keyword arguments it is built with, and what rules are put on its step.
+    """An optimizer class, the keyword arguments it is built with, its rules, and where its gradients are taken.
 
     Attributes:
         label: The name under which results are shown; it does not enter the trial's key.
@@ -47,6 +48,8 @@ class MethodSpec(_Spec):
             ``"module:Class"`` of one's own.
         wrap: The rules act on the step of ``optimizer`` from outside, as `mooring.wrap` does, instead of being handed
             to its class as ``rules``.
+        perturb: Gradients at moved weights, around all of the above: ``{"NSO": {"sigma": 0.01, "k": 1}}``, with a
+            number in place of the inner mapping its first option. Empty: gradients at the weights themselves.
     """
 
     label: str = Field(min_length=1)
@@ -54,6 +57,7 @@ class MethodSpec(_Spec):
     options: dict[str, Any] = {}
     rules: tuple[dict[str, Any], ...] = ()
     wrap: bool = False
+    perturb: dict[str, dict[str, Any]] = {}
 
     @field_validator("optimizer")
     @classmethod
@@ -77,6 +81,11 @@ class MethodSpec(_Spec):
             raise ValueError(f"rules must be a list, one item for each rule, not {value!r}")
         return tuple(_rule(item) for item in value)
 
+    @field_validator("perturb", mode="before")
+    @classmethod
+    def _perturbation_by_name(cls, value: Any) -> Any:
+        return _plain("the options of perturb", perturbations.read(value))
+
     @model_validator(mode="after")
     def _something_to_wrap_with(self) -> MethodSpec:
         if self.wrap and not self.rules:
@@ -85,17 +94,31 @@ class MethodSpec(_Spec):
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A method without rules is written, and hashed, as it was before there were any: its trials stay finished.
+        # A method without them is written, and hashed, as it was before there were any: its trials stay finished.
         content: dict[str, Any] = handler(self)
-        return {name: value for name, value in content.items() if name not in ("rules", "wrap") or value}
+        return {name: value for name, value in content.items() if name not in ("rules", "wrap", "perturb") or value}
 
     def __str__(self) -> str:
         """The method as Python would write it: ``mooring:Adam(lr=0.001, rules=[StableDecay(0.0005)])``."""
         options = [f"{name}={value!r}" for name, value in self.options.items()]
         rules = [f"rules=[{self.rules_text}]"] if self.rules else []
         if self.wrap:
-            return f"wrap({self.optimizer}({', '.join(options)}), {', '.join(rules)})"
-        return f"{self.optimizer}({', '.join(options + rules)})"
+            text = f"wrap({self.optimizer}({', '.join(options)}), {', '.join(rules)})"
+        else:
+            text = f"{self.optimizer}({', '.join(options + rules)})"
+        for name, given in self.perturb.items():
+            text = f"{name}({', '.join([text, *(f'{key}={value!r}' for key, value in given.items())])})"
+        return text
+
+    @property
+    def perturb_text(self) -> str:
+        """The perturbation as Python would write it, without the optimizer; empty without one."""
+        return "".join(_rule_text(name, given) for name, given in self.perturb.items())
+
+    @property
+    def gradients_per_step(self) -> int:
+        """How many gradients one step evaluates. A closure's own calls (L-BFGS) are not known beforehand: 1."""
+        return perturbations.gradients_per_step(self.perturb)
 
     @property
     def rules_text(self) -> str:
@@ -180,6 +203,15 @@ class TrainSpec(_Spec):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.1, ge=0.0, lt=1.0)
     eval_every: int = Field(default=30, ge=1)
+
+    def with_budget_of(self, gradients_per_step: int) -> TrainSpec:
+        """The same training in as many gradient evaluations as ``steps`` steps of one gradient each take.
+
+        Fewer steps, rounded down and at least one, with the warm-up and the decay of the learning rate over these; the
+        evaluations come after about as many gradients as before.
+        """
+        steps, every = self.steps // gradients_per_step, self.eval_every // gradients_per_step
+        return self.model_copy(update={"steps": max(1, steps), "eval_every": max(1, every)})
 
     def lr_factor(self, step: int) -> float:
         """What multiplies the learning rate at ``step`` (counted from 0); never zero, so every step trains."""

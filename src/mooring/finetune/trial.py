@@ -75,7 +75,7 @@ class _Trial:
     ) -> None:
         self.spec, self.folder, self.report, self.start = spec, folder, report, start
         self.model = start.model.to(device)
-        self.optimizer = build_optimizer(spec.method, self.model)
+        self.optimizer = build_optimizer(spec.method, self.model, seed=spec.seed, steps=spec.train.steps)
         self.splits = {name: split.to(device) for name, split in evaluation_splits(start.data).items()}
         self.rows: list[dict[str, float]] = []
         self.predictions: dict[str, Prediction] = {}
@@ -113,7 +113,12 @@ class _Trial:
 
     def evaluate(self, progress: Progress) -> None:
         self.predictions = predict(self.model, self.splits)
-        row: dict[str, float] = {"step": progress.step, "seconds": progress.train_seconds, "lr": progress.lr}
+        row: dict[str, float] = {
+            "step": progress.step,
+            "gradients": progress.gradient_evaluations,
+            "seconds": progress.train_seconds,
+            "lr": progress.lr,
+        }
         row |= summarize(self.predictions)
         row |= drift.total(drift.layers(self.model, self.start.state))
         row["weight_norm"] = drift.weight_norm(self.model)

@@ -14,6 +14,12 @@ from mooring.compare.results import Results
 from mooring.compare.statistics import summarise
 
 Curves = dict[str, list[list[dict[str, float]]]]
+Across = Literal["step", "gradients", "seconds"]
+_WORDS = {
+    "step": ("steps", "optimizer steps"),
+    "gradients": ("gradients", "gradient evaluations"),
+    "seconds": ("time", "seconds of training without evaluation, mean over seeds"),
+}
 
 
 def read_curves(results: Results) -> Curves:
@@ -24,14 +30,12 @@ def read_curves(results: Results) -> Curves:
     }
 
 
-def learning_curve(
-    results: Results, curves: Curves, metric: Metric, x: Literal["step", "seconds"], name: str
-) -> Panel | None:
-    """One metric over steps or over training seconds; None if it was not recorded."""
+def learning_curve(results: Results, curves: Curves, metric: Metric, x: Across, name: str) -> Panel | None:
+    """One metric over steps, gradient evaluations or training seconds; None if it was not recorded."""
     look = looks(results.labels)
     percent = metric.unit == "percent"
     scale = 100 if percent else 1
-    title = f"{metric.name} over {'steps' if x == 'step' else 'time'}{', %' if percent else ''}"
+    title = f"{metric.name} over {_WORDS[x][0]}{', %' if percent else ''}"
     figure, axes = new_axes(2.9, title, right=label_margin(results.labels))
     ends: dict[str, tuple[float, float]] = {}
     after_start: list[float] = []
@@ -40,9 +44,11 @@ def learning_curve(
         steps = sorted({row["step"] for run in runs for row in run if metric.key in row})
         across, middle, low, high = [], [], [], []
         for step in steps:
-            rows = [row for run in runs for row in run if row["step"] == step and metric.key in row]
+            rows = [row for run in runs for row in run if row["step"] == step and metric.key in row and x in row]
+            if not rows:
+                continue
             found = summarise([row[metric.key] for row in rows])
-            across.append(step if x == "step" else sum(row["seconds"] for row in rows) / len(rows))
+            across.append(sum(row[x] for row in rows) / len(rows))
             middle.append(scale * found.mean)
             low.append(scale * (found.mean if found.low is None else found.low))
             high.append(scale * (found.mean if found.high is None else found.high))
@@ -50,7 +56,7 @@ def learning_curve(
                 after_start += [low[-1], high[-1]]
             else:
                 starts.append(middle[-1])
-        if steps:
+        if across:
             colour = look[label].colour
             axes.fill_between(across, low, high, color=colour, alpha=0.14, linewidth=0)
             axes.plot(across, middle, color=colour)
@@ -58,7 +64,7 @@ def learning_curve(
     if not ends:
         return None
     axes.set_xlim(0, 1.01 * max(end[0] for end in ends.values()))
-    axes.set_xlabel("optimizer steps" if x == "step" else "seconds of training without evaluation, mean over seeds")
+    axes.set_xlabel(_WORDS[x][1])
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     _limit(axes, starts, after_start, percent)
     margin_labels(axes, ends, look)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from mooring.compare import metrics
 from mooring.compare.metrics import Metric
-from mooring.compare.plots.curves import learning_curve, read_curves
+from mooring.compare.plots.curves import Across, learning_curve, read_curves
 from mooring.compare.plots.heat import drift_by_layer, shifts_by_severity
 from mooring.compare.plots.intervals import difference_intervals
 from mooring.compare.plots.scatter import accuracy_scatter
 from mooring.compare.plots.style import style
 from mooring.compare.plots.svg import Panel
 from mooring.compare.results import Results
+from mooring.compare.tables import unequal_gradients
 
 BATCH_LOSS = Metric("train/batch_loss", "training loss", "loss", unit="number", better="lower")
 
 
-AXES: tuple[Literal["step", "seconds"], ...] = ("step", "seconds")
+AXES: tuple[Across, ...] = ("step", "seconds")
 
 
 def draw(results: Results) -> dict[str, list[Panel]]:
@@ -49,7 +49,7 @@ def draw(results: Results) -> dict[str, list[Panel]]:
         "curves": [
             learning_curve(results, curves, metric, x, f"curve_{_stem(metric)}_{x}")
             for metric in (metrics.OOD, metrics.ID)
-            for x in AXES
+            for x in (AXES if not unequal_gradients(results) else ("step", "gradients", "seconds"))
         ]
         + [learning_curve(results, curves, BATCH_LOSS, "step", "curve_loss_step")],
         "drift": [
