@@ -30,6 +30,8 @@ def test_equal_gradient_evaluations(mooring: Mooring, tmp_path: Path) -> None:
     with (tmp_path / "out" / "curves.csv").open() as file:
         last = {row["method"]: row for row in csv.DictReader(file)}
     assert {row["gradients"] for row in last.values()} == {"20"}
+    assert "training" in out
+    assert "time/step" not in out
     assert "(sam 10, nso 5, AdamP+NSO 10, adamspd+NSO 10)" in (tmp_path / "out" / "report.md").read_text()
 
     # The same folder goes on with its budget, and is not continued with another.

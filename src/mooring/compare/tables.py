@@ -72,7 +72,9 @@ class Table:
 
 def headline_metrics(results: Results) -> tuple[Metric, ...]:
     """The columns everybody reads first."""
-    wanted = [metrics.ID, metrics.OOD, metrics.RETENTION, metrics.DRIFT, metrics.STEP]
+    # Where methods take different numbers of steps, a step's time says little.
+    time = metrics.STEP if results.config.compare.budget == "steps" else metrics.TRAIN_SECONDS
+    wanted = [metrics.ID, metrics.OOD, metrics.RETENTION, metrics.DRIFT, time]
     if unequal_gradients(results):
         wanted.append(metrics.GRADIENTS)
     return tuple(metric for metric in wanted if results.has(metric))
