@@ -6,6 +6,7 @@ ASAM: Kwon et al., ICML 2021, arXiv 2102.11600. RSAM: Liu et al., CVPR 2022 ("Ra
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -92,7 +93,8 @@ class Ascent(Perturbed):
         return self._direction(member, wide, g).mul_(self._factor(member, norm, wide))
 
     def _factor(self, member: Member, norm: Tensor, wide: Tensor) -> Tensor:
-        return (float(member.group["rho"]) / (norm + _FLOOR)).to(device=wide.device, dtype=wide.dtype)
+        # An infinite gradient would climb by nothing, and the step would be taken; now it is not a number anywhere.
+        return (float(member.group["rho"]) / (norm + _FLOOR) + norm * 0).to(device=wide.device, dtype=wide.dtype)
 
     @staticmethod
     def _gradient(member: Member, wide: Tensor) -> Tensor | None:
@@ -182,11 +184,19 @@ class USAM(Ascent):
 
     @override
     def _total_norm(self) -> Tensor:
-        return torch.zeros((), dtype=torch.float64)  # not read
+        """Not the norm, which nobody needs: 0, or NaN where a gradient of this process is not finite."""
+        found = torch.zeros((), dtype=torch.float64)
+        for member in self._weights.members:
+            g = member.gradient()
+            if g is not None and g.numel():
+                flag = torch.linalg.vector_norm(g, math.inf).double() * 0
+                found = found.to(flag.device, non_blocking=True) + flag
+        return found
 
     @override
     def _ascent(self, member: Member, wide: Tensor, g: Tensor, norm: Tensor, scale: Tensor | None) -> Tensor:
-        climbed = g * float(member.group["rho"])
+        # Behind a sigmoid an infinite weight would be forgotten, and the step be taken.
+        climbed = g * float(member.group["rho"]) + norm.to(device=g.device, dtype=g.dtype)
         return climbed if scale is None else climbed.div_(scale.to(climbed.dtype))
 
 

@@ -118,7 +118,12 @@ class Weights:
         self._saved, self.members = [], []
 
     def _gather_anew(self) -> None:
-        """Drop whole weights that FSDP has gathered: a root module keeps them after a forward without backward."""
+        """Drop copies of the weights as they were.
+
+        Autocast keeps rounded ones for as long as its block lasts, and a root module of FSDP keeps gathered ones after
+        a forward without backward.
+        """
+        torch.clear_autocast_cache()
         if self._model is None:
             return
         for module in self._model.modules():
