@@ -1,1 +1,1 @@
-"""Callbacks for trainers; each module needs the trainer it is named after (extra: hosts)."""
+"""Callbacks and mixins for trainers; each module needs the trainer it is named after (extra: hosts)."""

@@ -1,8 +1,13 @@
-"""Telemetry in the logs of Hugging Face's Trainer."""
+"""Telemetry in the logs of Hugging Face's Trainer, and its training with several passes per step."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from copy import copy
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 try:
     from transformers import TrainerCallback
@@ -12,6 +17,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from mooring.measure.loggers import own
+from mooring.perturb.frame import Perturbed
 
 
 class Telemetry(TrainerCallback):
@@ -61,3 +67,68 @@ class Telemetry(TrainerCallback):
         history = state.log_history
         if history and history[-1].get("step") == state.global_step:
             history[-1].update(values)
+
+
+class PerturbedTraining:
+    """Mixin for a Trainer whose optimizer is :class:`mooring.NSO`, :class:`mooring.SAM` or another of that kind.
+
+    ::
+
+        class MyTrainer(PerturbedTraining, Trainer):
+            pass
+
+        nso = mo.NSO(mo.AdamW(model.parameters(), lr=1e-4), sigma=0.01)
+        MyTrainer(model, args, train_dataset=rows, optimizers=(nso, None)).train()
+
+    ``training_step`` keeps the micro-batches of ``gradient_accumulation_steps`` until the last one has come, and then
+    runs the Trainer's own ``training_step`` on all of them in every pass. So ``compute_loss`` may be overridden,
+    autocast and the scaler are the Trainer's, ``max_grad_norm`` clips once, the final gradient, and one loss is logged
+    for each step: the mean over the passes whose gradients enter it, or of the pass at the true weights.
+
+    The module is taken from the Trainer, wrapped as it trains. Draws with mini-batches of their own
+    (``fresh_batches``) need a loop of your own. With another optimizer the mixin does nothing.
+
+    Raises:
+        RuntimeError: from ``training_step``, under DeepSpeed, whose engine takes the gradients itself.
+    """
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Keep a micro-batch; with the last one of a step, run all passes. Returns the loss to be logged."""
+        host: Any = super()
+        here: Any = self
+        optimizer = getattr(here.optimizer, "optimizer", here.optimizer)
+        if not isinstance(optimizer, Perturbed):
+            loss: Tensor = host.training_step(model, inputs, num_items_in_batch)
+            return loss
+        if here.is_deepspeed_enabled:
+            raise RuntimeError(f"{type(optimizer).__name__} needs its own passes, and DeepSpeed's engine has one")
+        held: list[dict[str, Any]] = here.__dict__.setdefault("_held", [])
+        if here.state.global_step != here.__dict__.get("_held_for"):
+            held.clear()  # of a training that was stopped in the middle of a step
+            here._held_for = here.state.global_step
+        held.append(inputs)
+        if not here.accelerator.sync_gradients:
+            return torch.zeros((), device=here.args.device)
+        batches, here._held, here._held_for = held, [], None
+        optimizer.attach(model)
+        losses = []
+        for pass_ in optimizer.passes(scaler=here.accelerator.scaler):
+            with pass_:
+                total: Any = 0.0
+                for i, batch in enumerate(batches):
+                    early = pass_.sync and i + 1 < len(batches)
+                    with here.accelerator.no_sync(model) if early else nullcontext():
+                        if pass_.gradient:
+                            total = total + host.training_step(model, copy(batch), num_items_in_batch)
+                        else:
+                            self._forward(model, copy(batch), num_items_in_batch)
+                losses.append((pass_, total))
+        seen: Tensor = optimizer._loss([(pass_, total) for pass_, total in losses if pass_.gradient])
+        return seen
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> None:
+        """For the running statistics."""
+        here: Any = self
+        model.train()
+        with here.compute_loss_context_manager():
+            here.compute_loss(model, here._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)

@@ -60,14 +60,14 @@ def log_to(writer: Any, optimizer: Any, step: int, *, per_tensor: bool = False) 
 
 
 def own(optimizer: Any) -> Optimizer:
-    """The optimizer of this library behind the wrappers of a trainer (Accelerate, Lightning).
+    """The optimizer of this library behind the wrappers of a trainer (Accelerate, Lightning), or inside an NSO.
 
     Raises:
         TypeError: if there is none.
     """
     found = optimizer
     while found is not None and not isinstance(found, Optimizer):
-        found = getattr(found, "optimizer", None)
+        found = getattr(found, "optimizer", None) or getattr(found, "base", None)
     if found is None:
         raise TypeError(
             f"optimizer must be one of mooring's, got {type(optimizer).__name__}; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,8 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
         replay: give passes that belong together the same dropout masks and augmentations.
     """
 
+    model: Any
+
     def __init__(
         self,
         base: torch.optim.Optimizer,
@@ -138,6 +140,7 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
         self._running: Iterator[Pass] | None = None
         self._ready = False
         self._scaler: Any = None
+        self._hooked = False
         self._left: list[tuple[Tensor, Tensor]] = []
         self._total: list[Any] = []
         self._held = 1.0
@@ -297,6 +300,27 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
 
         return nn.modules.module.register_module_forward_pre_hook(hook)
 
+    # What hosts need.
+
+    def attach(self, model: nn.Module) -> None:
+        """Say which module owns the weights, where a host has wrapped it since (DDP) or ``model=`` was not given."""
+        if model is not self.model:
+            self._abandon()
+            self.model = model
+            self._weights = Weights(self.base, model)
+
+    @contextmanager
+    def closure_without_gradient(self) -> Iterator[None]:
+        """In this block, ``step(closure)`` after a loop of passes calls the closure once and adds no pass to the loop.
+
+        Lightning hands its hooks to a step in this way. Bare ``step(closure)`` takes the closure for the gradient.
+        """
+        self._hooked = True
+        try:
+            yield
+        finally:
+            self._hooked = False
+
     # The optimizer's interface.
 
     @override
@@ -322,6 +346,10 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
         Raises:
             RuntimeError: without a closure and without :meth:`passes` before it, where this step could move weights.
         """
+        if closure is not None and self._hooked:
+            with torch.enable_grad():
+                closure()
+            closure = None
         if closure is None:
             if not self._ready and not self._is_dry_run():
                 raise RuntimeError(
