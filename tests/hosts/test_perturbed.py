@@ -191,6 +191,40 @@ def test_accelerates_scaler_is_undone_and_skips(rows: Any, tmp_path: Path) -> No
     assert all(torch.equal(p, w) for p, w in zip(net.parameters(), before))
 
 
+def test_accelerate_hands_a_closure_through(rows: Any, snapshot: Any) -> None:
+    """Its loop of passes too, inside ``accumulate``."""
+    from accelerate import Accelerator
+
+    nets = [with_norm(dropout=0.0) for _ in range(3)]
+    batches = [[rows[slice(8 * t, 8 * t + 8)]] for t in range(3)]
+    for net, way in zip(nets, ("closure", "passes")):
+        accelerator = Accelerator(cpu=True)
+        model, optimizer = accelerator.prepare(net, METHODS["NSO"](net))
+        for [batch] in batches:
+            if way == "closure":
+
+                def closure(model: Any = model, batch: Any = batch, a: Any = accelerator, o: Any = optimizer) -> Any:
+                    o.zero_grad()
+                    loss = model(**batch)["loss"]
+                    a.backward(loss)
+                    return loss
+
+                optimizer.step(closure)
+            else:
+                with accelerator.accumulate(model):
+                    for pass_ in optimizer.optimizer.passes(scaler=accelerator.scaler):
+                        with pass_:
+                            loss = model(**batch)["loss"]
+                            if pass_.gradient:
+                                accelerator.backward(loss)
+                    optimizer.step()
+                    optimizer.zero_grad()
+    optimizer = METHODS["NSO"](nets[2])
+    plain_loop(nets[2], optimizer, batches, clip=float("inf"), decay=False)
+    snapshot(nets[0]).assert_equal(snapshot(nets[1]))
+    snapshot(nets[0]).assert_equal(snapshot(nets[2]))
+
+
 def test_without_the_mixin_the_trainer_says_what_is_missing(rows: Any, tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
 

@@ -92,6 +92,25 @@ def test_clipping_after_the_loop_sees_the_unscaled_average(row: PerturbedRow, ba
         torch.testing.assert_close(p, q, rtol=0, atol=1e-8)
 
 
+@every_base
+@every_row
+def test_several_losses_in_a_pass_are_their_sum(row: PerturbedRow, base: Any) -> None:
+    together, apart = make(norm=False), make(norm=False)
+    one, two = (row.build(base(net.parameters()), model=net) for net in (together, apart))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    for t in range(3):
+        take(one, lambda t=t: loss_of(together, t) + 0.1 * loss_of(together, t + 50))  # type: ignore[misc]
+        two.zero_grad()
+        for pass_ in two.passes(scaler=scaler):
+            with pass_:
+                pass_.backward(loss_of(apart, t))
+                pass_.backward(0.1 * loss_of(apart, t + 50))
+        scaler.step(two)
+        scaler.update()
+    for p, q in zip(together.parameters(), apart.parameters()):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-11)
+
+
 class Saturated(nn.Module):
     """An infinite weight disappears behind the sigmoid: its output and all gradients stay finite."""
 
@@ -355,6 +374,27 @@ def test_gradients_cleared_inside_a_pass_are_not_lost(row: PerturbedRow, way: st
         take(two, lambda t=t: loss_of(plain, t))  # type: ignore[misc]
     for p, q in zip(cleared.parameters(), plain.parameters()):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-14)
+
+
+@every_base
+@every_row
+def test_gradients_from_before_the_step_are_not_used(row: PerturbedRow, base: Any) -> None:
+    """A closure that clears gradients sees the loss of now in every pass; what was left over is gone."""
+    net, plain = make(), make()
+    one, two = (row.build(base(n.parameters()), model=n) for n in (net, plain))
+    for t in range(3):
+        for p in net.parameters():
+            p.grad = torch.full_like(p, 7.0)
+
+        def closure(t: int = t) -> Tensor:
+            one.zero_grad()
+            loss = loss_of(net, t)
+            loss.backward()
+            return loss
+
+        one.step(closure)
+        take(two, lambda t=t: loss_of(plain, t))  # type: ignore[misc]
+    assert_same(net, plain)
 
 
 def test_the_memory_of_a_step_is_one_copy_of_the_weights() -> None:
