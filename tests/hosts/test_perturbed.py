@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.hosts.test_transformers import pretrained
+from tests.sharding.processes import run
 from torch.nn.functional import cross_entropy
 
 import mooring as mo
@@ -275,27 +276,30 @@ def module(net: torch.nn.Module, make: Make, **attributes: Any) -> Any:
 
         def configure_optimizers(self) -> dict[str, Any]:
             optimizer = make(self.net)
+            if attributes.get("constant"):
+                return {"optimizer": optimizer}
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: max(1 - t / 6, 0.0))
             return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     return FineTune()
 
 
-def fit(host: Any, rows: Any, folder: Path, epochs: int, ckpt: Path | None = None, **options: Any) -> Any:
+def fit(
+    host: Any, rows: Any, folder: Path, epochs: int, ckpt: Path | None = None, batch_size: int = 8, **options: Any
+) -> Any:
     import lightning
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     host_trainer = lightning.Trainer(
         accelerator="cpu",
-        devices=1,
         max_epochs=epochs,
         callbacks=[ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
+        **{"devices": 1, **options},
     )
-    host_trainer.fit(host, torch.utils.data.DataLoader(rows, batch_size=8), ckpt_path=ckpt)
+    host_trainer.fit(host, torch.utils.data.DataLoader(rows, batch_size=batch_size), ckpt_path=ckpt)
     return host_trainer
 
 
@@ -384,3 +388,17 @@ def test_telemetry_finds_the_base(rows: Any, tmp_path: Path) -> None:
     Telemetry(every=1).attach(host)
     host.train()
     assert host.state.log_history[2]["model/step/number"] == 3
+
+
+# --- Two processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.sharding
+def test_trainers_that_distribute_data_take_the_steps_of_one_process(tmp_path: Path) -> None:
+    """With two micro-batches and clipping; and NSO averages gradients in the last pass of a step alone."""
+    ranks = run("tests.hosts.perturbed_workers:trainers", ranks=2, folder=str(tmp_path))
+    assert ranks[0] == ranks[1]
+    assert len(ranks[0]) == 2 * len(METHODS)
+    for name, found in ranks[0].items():
+        assert found["error"] <= 1e-9, name
+        assert found["averages"] == (1 if name.endswith("NSO") else 2), name
