@@ -380,6 +380,44 @@ def test_a_lightning_module_without_its_loss_or_optimizer_says_so(rows: Any, tmp
         fit(module(net, lambda n: torch.optim.SGD(n.parameters(), lr=0.1)), rows, tmp_path, epochs=1)
 
 
+class Stop(Exception):
+    """Ends a training between two micro-batches of its first step."""
+
+
+def test_what_a_stopped_trainer_held_is_forgotten(rows: Any, snapshot: Any, tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    class Stopping(TrainerCallback):
+        def on_substep_end(self, *_: Any, **__: Any) -> None:
+            raise Stop
+
+    net, other = with_norm(dropout=0.0), with_norm(dropout=0.0)
+    stopped = trainer(net, METHODS["SAM"](net), rows, tmp_path, max_steps=2)
+    stopped.add_callback(Stopping)
+    with pytest.raises(Stop):
+        stopped.train()
+    stopped.remove_callback(Stopping)
+    stopped.train()
+    trainer(other, METHODS["SAM"](other), rows, tmp_path, max_steps=2).train()
+    snapshot(net).assert_equal(snapshot(other))
+
+
+def test_what_a_stopped_lightning_module_held_is_forgotten(rows: Any, snapshot: Any, tmp_path: Path) -> None:
+    net, other = with_norm(dropout=0.0), with_norm(dropout=0.0)
+    stopped = module(net, METHODS["SAM"], accumulate_grad_batches=2)
+
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    stopped.on_train_batch_end = stop
+    with pytest.raises(Stop):
+        fit(stopped, rows, tmp_path, epochs=1)
+    del stopped.on_train_batch_end
+    fit(stopped, rows, tmp_path, epochs=1)
+    fit(module(other, METHODS["SAM"], accumulate_grad_batches=2), rows, tmp_path, epochs=1)
+    snapshot(net).assert_equal(snapshot(other))
+
+
 def test_telemetry_finds_the_base(rows: Any, tmp_path: Path) -> None:
     from mooring.integrations.transformers import Telemetry
 

@@ -412,3 +412,44 @@ def test_the_memory_of_a_step_is_one_copy_of_the_weights() -> None:
         assert not optimizer.state
         optimizer.step()
         assert not any(optimizer.state.values())
+
+
+# --- What hosts need ---------------------------------------------------------------------------------------------
+
+
+def test_a_closure_of_hooks_is_called_once_after_the_loop() -> None:
+    """Lightning hands its hooks to step as a closure, after the passes were taken."""
+    net, plain = make(), make()
+    one, two = (mo.NSO(torch.optim.SGD(n.parameters(), lr=0.1), sigma=0.1, model=n) for n in (net, plain))
+    for pass_ in one.passes():
+        with pass_:
+            pass_.backward(loss_of(net, 0))
+    calls = []
+    with one.closure_without_gradient():
+        one.step(lambda: calls.append(torch.is_grad_enabled()))
+    assert calls == [True]
+    take(two, lambda: loss_of(plain, 0))
+    assert_same(net, plain)
+    with pytest.raises(RuntimeError, match="needs gradients at perturbed weights"), one.closure_without_gradient():
+        one.step(lambda: None)  # no loop before it
+    one.step(lambda: loss_of(net, 1))  # and outside of the block a closure is the gradient's again
+    assert one.param_groups[0]["noise_draws"] == 2
+
+
+def test_a_module_that_is_attached_later_is_the_one_that_counts() -> None:
+    net, plain = make(), make()
+    one = mo.NSO(torch.optim.SGD(net.parameters(), lr=0.1), sigma=0.1)
+    two = mo.NSO(torch.optim.SGD(plain.parameters(), lr=0.1), sigma=0.1, model=plain)
+    before = weights(net)
+    for pass_ in one.passes():
+        with pass_:
+            loss_of(net.eval(), 0).backward()
+        break
+    net.train()
+    one.attach(net)  # the loop that was left is given up
+    assert all(torch.equal(p, w) for p, w in zip(net.parameters(), before))
+    for t in range(2):
+        take(one, lambda t=t: loss_of(net, t))  # type: ignore[misc]
+        take(two, lambda t=t: loss_of(plain, t))  # type: ignore[misc]
+    assert_same(net, plain)
+    torch.testing.assert_close(dict(net.named_buffers()), dict(plain.named_buffers()), rtol=0, atol=0)

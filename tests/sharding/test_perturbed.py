@@ -116,7 +116,7 @@ def test_sharded_weights_need_their_model() -> None:
 
 def test_a_distributed_checkpoint_resumes_bitwise() -> None:
     found = under_fsdp()["resumed"]
-    assert len(found) == 2 * len(METHODS)
+    assert set(found) == set(METHODS)
     assert all(found.values()), found
 
 

@@ -111,7 +111,7 @@ class PerturbedTraining:
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Keep a batch; with the last one of a step, run all passes and step. Returns the loss of the step."""
         here: Any = self
-        if batch_idx == 0:
+        if self._held and self._held[-1][1] + 1 != batch_idx:
             self._held = []  # of a training that was stopped in the middle of a step
         self._held.append((batch, batch_idx))
         last = here.trainer.is_last_batch

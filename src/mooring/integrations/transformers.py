@@ -103,13 +103,13 @@ class PerturbedTraining:
         if here.is_deepspeed_enabled:
             raise RuntimeError(f"{type(optimizer).__name__} needs its own passes, and DeepSpeed's engine has one")
         held: list[dict[str, Any]] = here.__dict__.setdefault("_held", [])
-        if here.state.global_step != here.__dict__.get("_held_for"):
+        if here.__dict__.get("_held_for") is not here.state:
             held.clear()  # of a training that was stopped in the middle of a step
-            here._held_for = here.state.global_step
+            here._held_for = here.state
         held.append(inputs)
         if not here.accelerator.sync_gradients:
             return torch.zeros((), device=here.args.device)
-        batches, here._held, here._held_for = held, [], None
+        batches, here._held = held, []
         optimizer.attach(model)
         losses = []
         for pass_ in optimizer.passes(scaler=here.accelerator.scaler):
