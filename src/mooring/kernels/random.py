@@ -8,18 +8,20 @@ every sharding sees the same numbers on the same kind of device, and nothing has
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from math import prod
 
 import torch
 from torch import Tensor
 
-# Elements per block. An accelerator draws a large block as fast as a small one; on a CPU a block stays in the cache.
-_BLOCK = {"cpu": 1 << 16}
+# Elements per block. An accelerator draws a large block as fast as a small one. On a CPU a block stays in the cache,
+# and is the longest that torch works on with one thread: waiting for others at every block costs more than they bring.
+_BLOCK = {"cpu": 1 << 15}
 _BLOCK_ELSEWHERE = 1 << 22
 _MASK = (1 << 64) - 1
 
-Draw = Callable[[int, torch.Generator], Tensor]
-"""Draws n values with a generator: shape (n,), on the generator's device."""
+Draw = Callable[[Tensor, torch.Generator], object]
+"""Fills a vector with a generator, in place; what it draws may depend on the length, but not on where it lies."""
 
 
 def key(*parts: int | str) -> int:
@@ -41,12 +43,12 @@ def fill(
     Args:
         out: the piece, contiguous, shape = the rectangle this process holds.
         seed: 64 bits from :func:`key`, one per tensor and draw.
-        draw: makes one block; it must depend on nothing but its arguments.
+        draw: fills one block; it must depend on nothing but its arguments.
         whole: shape of the whole tensor; None where ``out`` is all of it.
         offset: where the piece begins in it, per dimension.
 
     Returns:
-        ``out``. Costs one block of scratch beside it.
+        ``out``. Blocks that lie in it are drawn in place; one that lies in part elsewhere costs a block of scratch.
     """
     if out.numel() == 0:
         return out
@@ -59,22 +61,29 @@ def fill(
         return out
     total, flat = prod(whole), out.view(-1)
     size = _BLOCK.get(out.device.type, _BLOCK_ELSEWHERE)
+    generator = torch.Generator(device=out.device)
+    if total == flat.numel() <= size:  # small and whole, as most tensors are: nothing to cut
+        draw(flat, _seeded(generator, seed, 0))
+        return out
     strides = [prod(whole[i + 1 :]) for i in range(len(whole))]
     first = sum(o * s for o, s in zip(offset, strides))
     last = sum((o + n - 1) * s for o, n, s in zip(offset, shape, strides))
     contiguous = last - first + 1 == out.numel()
     # Where the piece is no run of the whole, what lies outside goes to a place behind the end: no size is read back.
     scratch = flat if contiguous else flat.new_empty(out.numel() + 1)
-    generator = torch.Generator(device=out.device)
     for block in range(first // size, last // size + 1):
-        begin = block * size
-        generator.manual_seed(_mix(seed ^ _mix(block)) & 0x7FFF_FFFF_FFFF_FFFF)
-        values = draw(min(size, total - begin), generator)
+        begin, end = block * size, min((block + 1) * size, total)
+        _seeded(generator, seed, block)
+        if contiguous and first <= begin and end <= last + 1:
+            draw(flat[begin - first : end - first], generator)
+            continue
+        values = flat.new_empty(end - begin)
+        draw(values, generator)
         if contiguous:
-            a, b = max(begin, first), min(begin + values.numel(), last + 1)
+            a, b = max(begin, first), min(end, last + 1)
             flat[a - first : b - first] = values[a - begin : b - begin]
         else:
-            scratch[_places(begin, values, shape, offset, strides)] = values.to(out.dtype)
+            scratch[_places(begin, values, shape, offset, strides)] = values
     if not contiguous:
         flat.copy_(scratch[:-1])
     return out
@@ -93,6 +102,10 @@ def _places(begin: int, values: Tensor, shape: tuple[int, ...], offset: tuple[in
     return torch.where(inside, place, torch.full_like(place, prod(shape)))
 
 
+def _seeded(generator: torch.Generator, seed: int, block: int) -> torch.Generator:
+    return generator.manual_seed(_mix(seed ^ _mix(block)) & 0x7FFF_FFFF_FFFF_FFFF)
+
+
 def _mix(x: int) -> int:
     x = (x + 0x9E3779B97F4A7C15) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
@@ -100,6 +113,7 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
+@lru_cache(maxsize=1 << 16)  # names of parameters come back at every step
 def _fnv(text: str) -> int:
     state = 0xCBF29CE484222325
     for byte in text.encode():

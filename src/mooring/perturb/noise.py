@@ -14,40 +14,46 @@ from mooring.step.batch import compute_dtype
 from mooring.step.shards import all_sum, sharding
 
 
-def normal(n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+def normal(out: Tensor, generator: torch.Generator) -> None:
     """The standard normal law."""
-    return torch.empty(n, dtype=dtype, device=generator.device).normal_(generator=generator)
+    out.normal_(generator=generator)
 
 
-def laplace(n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+def laplace(out: Tensor, generator: torch.Generator) -> None:
     """Laplace with scale 1/sqrt(2), that is variance one."""
-    u = torch.empty(n, dtype=dtype, device=generator.device).uniform_(-1.0, 1.0, generator=generator)
+    u = out.uniform_(-1.0, 1.0, generator=generator)
     # |u| < 1 except for the lower end itself, where the logarithm would be infinite.
-    return -torch.sign(u) * torch.log1p(-u.abs().clamp(max=1 - torch.finfo(dtype).eps)) / math.sqrt(2)
+    size = torch.log1p(-u.abs().clamp_(max=1 - torch.finfo(out.dtype).eps)).div_(-math.sqrt(2))
+    out.copy_(torch.sign(u).mul_(size))
 
 
-def uniform(n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+def uniform(out: Tensor, generator: torch.Generator) -> None:
     """Uniform on [-sqrt(3), sqrt(3)), that is variance one."""
-    x = torch.empty(n, dtype=dtype, device=generator.device)
-    return x.uniform_(-math.sqrt(3), math.sqrt(3), generator=generator)
+    out.uniform_(-math.sqrt(3), math.sqrt(3), generator=generator)
 
 
 LAWS = {"normal": normal, "laplace": laplace, "uniform": uniform}
 
 
-def draw(member: Member, law: str, seed: int) -> Tensor:
+def draw(member: Member, law: str, seed: int, scale: float = 1.0) -> Tensor:
     """The noise that belongs to this process's part of a parameter, in the compute type.
 
     Args:
         member: the parameter.
         law: a key of ``LAWS``.
         seed: 64 bits from :func:`mooring.kernels.random.key`; equal seeds give equal noise, whatever the sharding.
+        scale: a factor.
     """
     part, where = member.local(), member.where
-    dtype = compute_dtype(part.dtype)
-    out = torch.empty(part.shape, dtype=dtype, device=part.device)
+    out = torch.empty(part.shape, dtype=compute_dtype(part.dtype), device=part.device)
     make = LAWS[law]
-    return random.fill(out, seed, lambda n, generator: make(n, generator, dtype), where.whole, where.offset)
+
+    def block(x: Tensor, generator: torch.Generator) -> None:
+        make(x, generator)
+        if scale != 1:
+            x.mul_(scale)  # while it is in the cache
+
+    return random.fill(out, seed, block, where.whole, where.offset)
 
 
 def row_sizes(member: Member, wide: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ class NSO(Perturbed):
             if sigma == 0:
                 return None
             seed = random.key("nso", member.group["noise_seed"], step, j, rank, member.name)
-            noise = draw(member, self._config["noise"], seed).mul_(sign * sigma)
+            noise = draw(member, self._config["noise"], seed, sign * sigma)
             return noise.mul_(row_sizes(member, wide)) if self._config["relative"] else noise
 
         self._weights.place(offset)

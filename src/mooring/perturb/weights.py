@@ -94,7 +94,10 @@ class Weights:
             wide = _widened(saved)
             moved = offset(member, wide)
             if moved is not None:
-                member.local().copy_(moved.add_(wide))
+                if saved.dtype == wide.dtype:
+                    torch.add(wide, moved, out=member.local())
+                else:
+                    member.local().copy_(moved.add_(wide))
 
     def restore(self) -> None:
         """Put the weights back, also when interrupted on the way."""
@@ -110,8 +113,8 @@ class Weights:
     @torch.no_grad()
     def _copy_back(self) -> None:
         self._gather_anew()
-        for member, saved in zip(self.members, self._saved):
-            member.local().copy_(saved)
+        if self.members:
+            torch._foreach_copy_([m.local() for m in self.members], self._saved)
 
     def forget(self) -> None:
         """Drop the copy."""

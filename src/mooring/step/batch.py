@@ -365,8 +365,8 @@ class Batch:
         return self.coupled(self.vectors()) if any(rule.couples for rule in self.rules) else self.gradients()
 
 
-def _sixteen_bits(n: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 1 << 16, (n,), dtype=torch.int32, device=generator.device, generator=generator)
+def _sixteen_bits(out: Tensor, generator: torch.Generator) -> None:
+    out.random_(0, 1 << 16, generator=generator)
 
 
 def host_value_is_remote(value: Any) -> bool:
