@@ -1,4 +1,4 @@
-"""Noise on weights: three laws of variance one, regenerated wherever it is needed and never stored."""
+"""Noise on weights: three laws, each of variance ``scale ** 2``, regenerated wherever it is needed and never stored."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from mooring.step.batch import compute_dtype
 from mooring.step.shards import all_sum, sharding
 
 
-def normal(out: Tensor, generator: torch.Generator) -> None:
-    """The standard normal law."""
-    out.normal_(generator=generator)
+def normal(out: Tensor, generator: torch.Generator, scale: float) -> None:
+    """The normal law."""
+    out.normal_(0.0, abs(scale), generator=generator)
+    if scale < 0:
+        out.neg_()  # so that plus and minus are mirror images to the bit
 
 
-def laplace(out: Tensor, generator: torch.Generator) -> None:
-    """Laplace with scale 1/sqrt(2), that is variance one."""
+def laplace(out: Tensor, generator: torch.Generator, scale: float) -> None:
+    """Laplace with variance ``scale ** 2``."""
     u = out.uniform_(-1.0, 1.0, generator=generator)
     # |u| < 1 except for the lower end itself, where the logarithm would be infinite.
-    size = torch.log1p(-u.abs().clamp_(max=1 - torch.finfo(out.dtype).eps)).div_(-math.sqrt(2))
+    size = torch.log1p(-u.abs().clamp_(max=1 - torch.finfo(out.dtype).eps)).mul_(-scale / math.sqrt(2))
     out.copy_(torch.sign(u).mul_(size))
 
 
-def uniform(out: Tensor, generator: torch.Generator) -> None:
-    """Uniform on [-sqrt(3), sqrt(3)), that is variance one."""
-    out.uniform_(-math.sqrt(3), math.sqrt(3), generator=generator)
+def uniform(out: Tensor, generator: torch.Generator, scale: float) -> None:
+    """Uniform on [-sqrt(3), sqrt(3)) times the scale."""
+    out.uniform_(-math.sqrt(3), math.sqrt(3), generator=generator).mul_(scale)
 
 
 LAWS = {"normal": normal, "laplace": laplace, "uniform": uniform}
@@ -42,18 +44,12 @@ def draw(member: Member, law: str, seed: int, scale: float = 1.0) -> Tensor:
         member: the parameter.
         law: a key of ``LAWS``.
         seed: 64 bits from :func:`mooring.kernels.random.key`; equal seeds give equal noise, whatever the sharding.
-        scale: a factor.
+        scale: the standard deviation; where it is negative, the mirror image.
     """
     part, where = member.local(), member.where
     out = torch.empty(part.shape, dtype=compute_dtype(part.dtype), device=part.device)
     make = LAWS[law]
-
-    def block(x: Tensor, generator: torch.Generator) -> None:
-        make(x, generator)
-        if scale != 1:
-            x.mul_(scale)  # while it is in the cache
-
-    return random.fill(out, seed, block, where.whole, where.offset)
+    return random.fill(out, seed, lambda block, generator: make(block, generator, scale), where.whole, where.offset)
 
 
 def row_sizes(member: Member, wide: Tensor) -> Tensor:
