@@ -5,9 +5,9 @@ For f with a C-Lipschitz gradient and gradient estimates of variance v / k, the 
     mean over t < T of E |grad F(W_t)|^2 <= 2 D^2 / (eta T) + C eta v / k,        D^2 = F(W_0) - min F
 
 which eta = sqrt(2 k D^2 / (C v T)) makes smallest: O(sqrt(C D^2 v / (k T))), with v = s^2 + C^2 sigma^2 d, s^2 of the
-mini-batch and sigma^2 d = E|U|^2 of the noise. The order in k and T is the one that the paper on NSO states; the step size
-is this bound's own, because the theorem's text was not at hand. Every pair has to see a
-mini-batch of its own (fresh_batches): with one batch for all pairs, k only divides the noise's part of v.
+mini-batch and sigma^2 d = E|U|^2 of the noise. The order in k and T is the one that the paper on NSO states; the step
+size is this bound's own, because the theorem's text was not at hand. Every pair has to see a mini-batch of its own
+(fresh_batches): with one batch for all pairs, k only divides the noise's part of v.
 
 The mean over all iterates is the expectation for one drawn uniformly. Two problems, 64 independent runs of each:
 
