@@ -115,6 +115,37 @@ def _interrupt_while_placing(
                 pass_.backward(loss_of(net, 1, torch.float32))
 
 
+@every_row
+def test_what_a_broken_step_left_is_cleared_by_the_next(row: PerturbedRow) -> None:
+    """A pass raises after others have left gradients; zero_grad and the next step are those of a fresh optimizer."""
+    net, other = make(), make()
+    broken, fresh = (row.build(mo.SGD(n.parameters(), lr=0.1), model=n) for n in (net, other))
+    with pytest.raises(ZeroDivisionError):
+        for pass_ in broken.passes():
+            with pass_:
+                pass_.backward(loss_of(net, 5))
+                if pass_.index == pass_.count - 1:
+                    raise ZeroDivisionError
+    net.load_state_dict(other.state_dict())
+    take(broken, net, 0)
+    take(fresh, other, 0)
+    assert same(net, weights(other))
+
+
+@pytest.mark.parametrize("clear", ["optimizer", "model"])
+@every_row
+def test_clearing_gradients_between_passes_loses_none(row: PerturbedRow, clear: str) -> None:
+    net, other = make(), make()
+    ours, theirs = (row.build(mo.SGD(n.parameters(), lr=0.1), model=n) for n in (net, other))
+    take(theirs, other, 0)
+    for pass_ in ours.passes():
+        ours.zero_grad() if clear == "optimizer" else net.zero_grad()
+        with pass_:
+            pass_.backward(loss_of(net, 0))
+    ours.step()
+    assert same(net, weights(other))
+
+
 def test_a_second_interrupt_while_the_weights_are_put_back_does_not_stop_that(monkeypatch: pytest.MonkeyPatch) -> None:
     net = make()
     optimizer = mo.NSO(mo.SGD(net.parameters(), lr=0.1), sigma=0.1, model=net)

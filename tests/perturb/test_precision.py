@@ -229,7 +229,7 @@ def test_noise_on_half_weights_is_added_in_float32_and_rounded_once(dtype: torch
     generated = random.fill(
         torch.empty(64, 64),
         random.key("nso", 3, 0, 0, 0, "0"),
-        lambda n, generator: torch.empty(n).normal_(generator=generator),
+        lambda block, generator: block.normal_(generator=generator),
     )
     assert torch.equal(seen[0], (before.float() + 0.01 * generated).to(dtype))
     assert torch.equal(seen[1], (before.float() - 0.01 * generated).to(dtype))

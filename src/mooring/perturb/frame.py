@@ -69,9 +69,15 @@ class Pass:
     def __exit__(self, *error: Any) -> None:
         assert self._stack is not None
         stack, self._stack = self._stack, None
-        with stack:
-            if error[0] is None:
-                self._frame._end_pass(self)
+        try:
+            with stack:
+                if error[0] is None:
+                    self._frame._end_pass(self)
+        except BaseException:
+            self._frame._abandon()
+            raise
+        if error[0] is not None:
+            self._frame._abandon()  # there is no step to be made of what the other passes would add
 
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()``, with the scaler's scale where there is one; nothing in a pass without a gradient."""
@@ -224,13 +230,17 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
         self._ready = True
 
     def _abandon(self) -> None:
-        """Give up a loop that was left before its end."""
+        """Give up a loop that was left before its end, and what its passes have added up."""
         if self._running is not None:
+            for p, _ in self._left:
+                p.grad = None
             self._running.close()  # type: ignore[attr-defined]
             self._running = None
 
     def _begin_pass(self, current: Pass, stack: ExitStack) -> None:
         stage = current.stage
+        for p, before in self._left:
+            p.grad = before  # also where it was cleared between two passes
         kept = stage.place is not None
         if stage.place is not None:
             stack.callback(Frozen(self.model).restore)
@@ -276,7 +286,8 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
                     "clear them before the loop, or with this optimizer's zero_grad()"
                 )
             p.grad = before if p.grad is None else before.add_(p.grad)
-        self._left = []
+        params = [p for group in self.param_groups for p in group["params"]]
+        self._left = [(p, p.grad) for p in params if p.grad is not None]
 
     def _scale_gradients(self, factor: float) -> None:
         with torch.no_grad():
@@ -325,7 +336,7 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
 
     @override
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients; inside a later pass of a step it does nothing, because gradients add up over passes."""
+        """Clear the gradients; after the first pass of a step it does nothing, because gradients add up over passes."""
         if self._running is None or not self._left:
             self.base.zero_grad(set_to_none)
 
