@@ -16,7 +16,7 @@ from typing_extensions import override
 from mooring.optim.around import Around, required
 from mooring.perturb.replay import Generators
 from mooring.perturb.statistics import Frozen, running
-from mooring.perturb.weights import Weights, members, needs_model
+from mooring.perturb.weights import Weights, needs_model
 from mooring.step.scalars import host_value
 
 
@@ -100,6 +100,7 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
         seed: of the noise.
         clean_forward: where no pass is at the true weights and the model keeps running statistics, add a forward pass
             that updates them.
+        config: what the method was told beside its group options; copies and pickles keep it.
         replay: give passes that belong together the same dropout masks and augmentations.
     """
 
@@ -113,6 +114,7 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
         model: nn.Module | None,
         seed: int,
         clean_forward: bool,
+        config: dict[str, Any],
         replay: bool = True,
     ) -> None:
         base = required(base)
@@ -133,6 +135,7 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
                 "model": model,
                 "_options": {**options, "noise_seed": seed, "noise_draws": 0},
                 "_clean_forward": clean_forward,
+                "_config": config,
                 "_replay": replay,
             }
         )
@@ -148,13 +151,12 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
         self._scaler: Any = None
         self._hooked = False
         self._left: list[tuple[Tensor, Tensor]] = []
-        self._total: list[Any] = []
         self._held = 1.0
         self._generators: dict[int, Generators] = {}
         self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("base", "model", "_options", "_clean_forward", "_replay")
+        names = ("base", "model", "_options", "_clean_forward", "_config", "_replay")
         return {name: self.__dict__[name] for name in names}
 
     # What a method says.
@@ -463,8 +465,11 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
         """How many gradient evaluations one step takes."""
         return sum(stage.gradient for stage in self._stages())
 
-    def _trainable(self) -> list[Tensor]:
-        return [m.p for m in members(self.param_groups)]
+
+def check_size(group: dict[str, Any], name: str) -> None:
+    """Raise ValueError unless an option is a finite number >= 0."""
+    if not 0 <= group[name] < float("inf"):
+        raise ValueError(f"{name} must be a finite number >= 0, got {group[name]!r}")
 
 
 def _takes_argument(closure: Callable[..., Any]) -> bool:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mooring.kernels import random
-from mooring.perturb.frame import Perturbed, Stage
+from mooring.optim.around import required
+from mooring.perturb.frame import Perturbed, Stage, check_size
 from mooring.perturb.noise import LAWS, draw, row_sizes
 from mooring.perturb.weights import Member
 from mooring.step.shards import is_sharded
@@ -104,10 +105,9 @@ class NSO(Perturbed):
             )
         if schedule_steps is not None and not (isinstance(schedule_steps, int) and schedule_steps >= 1):
             raise ValueError(f"schedule_steps must be an integer >= 1, got {schedule_steps!r}")
-        super().__init__(base, {"sigma": sigma}, model=model, seed=seed, clean_forward=clean_forward)
-        if per_rank and any(is_sharded(p) for group in base.param_groups for p in group["params"]):
+        if per_rank and any(is_sharded(p) for group in required(base).param_groups for p in group["params"]):
             raise ValueError("per_rank=True needs whole weights on every process (DDP); these are sharded")
-        self._set(
+        config = dict(
             k=k,
             two_point=two_point,
             clean=clean,
@@ -118,23 +118,11 @@ class NSO(Perturbed):
             fresh_batches=fresh_batches,
             per_rank=per_rank,
         )
-
-    def _set(self, **config: Any) -> None:
-        self._config = config
-
-    @override
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._config = state.get("_config", {})
-
-    @override
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_config": self._config}
+        super().__init__(base, {"sigma": sigma}, model=model, seed=seed, clean_forward=clean_forward, config=config)
 
     @override
     def _check_group(self, group: dict[str, Any]) -> None:
-        if not 0 <= group["sigma"] < float("inf"):
-            raise ValueError(f"sigma must be a finite number >= 0, got {group['sigma']!r}")
+        check_size(group, "sigma")
 
     @override
     def _stages(self) -> list[Stage]:

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from mooring.kernels import random
 from mooring.kernels.eager import row_sums
-from mooring.perturb.frame import Perturbed, Stage
+from mooring.perturb.frame import Perturbed, Stage, check_size
 from mooring.perturb.noise import draw, filter_norms
 from mooring.perturb.weights import Member
 from mooring.step.shards import all_sum, ordered_sum, sharding
@@ -43,22 +43,12 @@ class Ascent(Perturbed):
     ) -> None:
         if norm not in SCOPES:
             raise ValueError(f"norm must be one of {', '.join(map(repr, SCOPES))}, got {norm!r}")
-        super().__init__(base, {"rho": rho, **(options or {})}, model=model, seed=seed, clean_forward=clean_forward)
-        self._norm = norm
-
-    @override
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._norm = state.get("_norm", "global")
-
-    @override
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_norm": self._norm}
+        options = {"rho": rho, **(options or {})}
+        super().__init__(base, options, model=model, seed=seed, clean_forward=clean_forward, config={"norm": norm})
 
     @override
     def _check_group(self, group: dict[str, Any]) -> None:
-        if not 0 <= group["rho"] < float("inf"):
-            raise ValueError(f"rho must be a finite number >= 0, got {group['rho']!r}")
+        check_size(group, "rho")
 
     @override
     def _stages(self) -> list[Stage]:
@@ -69,7 +59,7 @@ class Ascent(Perturbed):
     @override
     def _syncs_early(self, stage: Stage) -> bool:
         # The direction of the ascent is that of all processes' gradient, unless it was asked to be each one's own.
-        return self._norm == "global" and stage.gradient and stage.weight == 0.0
+        return self._config["norm"] == "global" and stage.gradient and stage.weight == 0.0
 
     # The ascent.
 
@@ -109,7 +99,7 @@ class Ascent(Perturbed):
             if g is not None:
                 x = torch.view_as_real(g) if g.is_complex() else self._direction(member, saved, g)
                 parts.append(row_sums((x * x).reshape(1, -1)))
-                groups.append(sharding(member.p, 0).groups if self._norm == "global" else ())
+                groups.append(sharding(member.p, 0).groups if self._config["norm"] == "global" else ())
                 positions.append([i])
         if not parts:
             return torch.zeros((), dtype=torch.float64)
@@ -240,8 +230,7 @@ class ASAM(Ascent):
     @override
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        if not 0 <= group["eta"] < float("inf"):
-            raise ValueError(f"eta must be a finite number >= 0, got {group['eta']!r}")
+        check_size(group, "eta")
         if group["eta"] > 0 and "param_names" not in group and not _named(group):
             raise ValueError(
                 f"eta={group['eta']!r} acts on parameters named weight, and this optimizer knows no names; "
@@ -313,8 +302,7 @@ class RSAM(Ascent):
     @override
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
-        if not 0 <= group["sigma"] < float("inf"):
-            raise ValueError(f"sigma must be a finite number >= 0, got {group['sigma']!r}")
+        check_size(group, "sigma")
 
     @override
     def _stages(self) -> list[Stage]:
@@ -340,7 +328,7 @@ class RSAM(Ascent):
             if g is not None:
                 u = self._noise(member, saved)
                 squares.append(torch.cat([row_sums((x * x).reshape(1, -1)) for x in (g, u)]))
-                groups.append(sharding(member.p, 0).groups if self._norm == "global" else ())
+                groups.append(sharding(member.p, 0).groups if self._config["norm"] == "global" else ())
                 positions.append([i])
         if not squares:
             return torch.zeros((), dtype=torch.float64)
