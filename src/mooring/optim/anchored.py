@@ -28,7 +28,7 @@ class Anchored(torch.optim.Optimizer):
 
     def _fill(self, p: Tensor, group: dict[str, Any]) -> None:
         """Allocate all state of a parameter."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define _fill")
 
     def _title(self) -> str:
         return type(self).__name__

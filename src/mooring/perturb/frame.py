@@ -264,15 +264,14 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
 
     def _make_room(self, current: Pass) -> None:
         """Let the gradient of this pass add to what earlier passes left, or drop that."""
-        params = [p for group in self.param_groups for p in group["params"]]
         weight = current.stage.weight
         if current.index and self._held == 0.0:
-            for p in params:
+            for p, _ in self._gradients():
                 p.grad = None
-        elif current.index and any(p.grad is not None for p in params) and weight not in (0.0, self._held):
+        elif current.index and weight not in (0.0, self._held):
             self._scale_gradients(self._held / weight)
         self._held = weight
-        self._left = [(p, p.grad) for p in params if p.grad is not None] if current.index else []
+        self._left = self._gradients() if current.index else []
 
     @torch.no_grad()
     def _end_pass(self, current: Pass) -> None:
@@ -288,15 +287,16 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
                     "clear them before the loop, or with this optimizer's zero_grad()"
                 )
             p.grad = before if p.grad is None else before.add_(p.grad)
-        params = [p for group in self.param_groups for p in group["params"]]
-        self._left = [(p, p.grad) for p in params if p.grad is not None]
+        self._left = self._gradients()
 
+    def _gradients(self) -> list[tuple[Tensor, Tensor]]:
+        """Every parameter that has a gradient, with it."""
+        return [(p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+    @torch.no_grad()
     def _scale_gradients(self, factor: float) -> None:
-        with torch.no_grad():
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if p.grad is not None:
-                        p.grad.mul_(factor)
+        for _, gradient in self._gradients():
+            gradient.mul_(factor)
 
     def _watch_statistics(self) -> Any:
         """Notice running statistics that a perturbed pass moves because no model was given."""
@@ -404,9 +404,7 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
 
     def _is_dry_run(self) -> bool:
         """Whether nothing can move: learning rates of 0, or no gradients at all."""
-        if all(p.grad is None for group in self.param_groups for p in group["params"]):
-            return True
-        return all(host_value(group["lr"]) == 0 for group in self.param_groups)
+        return not self._gradients() or all(host_value(group["lr"]) == 0 for group in self.param_groups)
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
