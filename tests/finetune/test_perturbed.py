@@ -20,6 +20,7 @@ from mooring.finetune.optimizers import build_optimizer, check_method, pipeline
 from mooring.finetune.perturbations import PERTURBATIONS
 from mooring.finetune.seeds import generator
 from mooring.finetune.spec import MethodSpec, TaskSpec, TrainSpec, TrialSpec
+from mooring.finetune.tasks.starts import load_task
 
 TASK = TaskSpec(name="synthetic-spurious", starts=1)
 # Given by the trial, or about several processes, or another batch for every pass.
@@ -123,7 +124,7 @@ def trained(request: Any, model: nn.Module, examples: Split, steps: int = 4) -> 
         seed=5,
     )
     optimizer = build_optimizer(spec.method, model, seed=spec.seed, steps=steps)
-    return train(spec, model, optimizer, examples, lambda progress: None)
+    return train(spec, load_task(TASK), model, optimizer, examples, lambda progress: None)
 
 
 def test_the_loop_takes_sams_step() -> None:

@@ -203,8 +203,9 @@ def test_printed_digits_teach_handwriting() -> None:
     torch.manual_seed(0)
     model = ConvNet()
     assert 130_000 < sum(parameter.numel() for parameter in model.parameters()) < 150_000
-    pretrain(model, printed_digits(3000, generator("short")), 80, 3e-3, generator("order"), lambda event: None)
     start = load_start(TaskSpec(starts=1, pretrain_steps=1, pretrain_examples=100), 0)
+    source = printed_digits(3000, generator("short"))
+    pretrain(start.task, model, source, 80, 3e-3, generator("order"), lambda event: None)
     evaluation = start.data.evaluation
     with torch.no_grad():
         accuracy = {

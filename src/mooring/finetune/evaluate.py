@@ -9,8 +9,7 @@ from torch import nn
 
 from mooring.finetune.data import Split, TaskData
 from mooring.finetune.metrics import Prediction
-
-_CHUNK = 1024
+from mooring.finetune.tasks.base import Task
 
 
 def evaluation_splits(data: TaskData) -> dict[str, Split]:
@@ -19,14 +18,10 @@ def evaluation_splits(data: TaskData) -> dict[str, Split]:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, splits: Mapping[str, Split]) -> dict[str, Prediction]:
-    """Logits of every split with the model in eval mode; its mode is put back afterwards."""
+def predict(task: Task, model: nn.Module, splits: Mapping[str, Split]) -> dict[str, Prediction]:
+    """The task's logits of every split with the model in eval mode; its mode is put back afterwards."""
     was_training = model.training
     model.eval()
-    result = {}
-    for name, split in splits.items():
-        chunks = [split.inputs[first : first + _CHUNK] for first in range(0, len(split), _CHUNK)]
-        logits = torch.cat([model(chunk) for chunk in chunks])
-        result[name] = Prediction(logits.float().cpu().numpy(), split.labels.cpu().numpy())
+    result = {name: task.logits(model, split) for name, split in splits.items()}
     model.train(was_training)
     return result

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from mooring.finetune.data import Split, batches
 from mooring.finetune.errors import TrialError
 from mooring.finetune.optimizers import needs_closure
 from mooring.finetune.seeds import generator
 from mooring.finetune.spec import TrialSpec
+from mooring.finetune.tasks.base import Task
 from mooring.perturb.frame import Perturbed
 
 
@@ -39,6 +39,7 @@ class Progress:
 
 def train(
     spec: TrialSpec,
+    task: Task,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     examples: Split,
@@ -61,7 +62,7 @@ def train(
         for group, lr in zip(optimizer.param_groups, full_lr, strict=True):
             _set_lr(group, lr * spec.train.lr_factor(step))
         progress.lr = float(optimizer.param_groups[0]["lr"])
-        _step(spec, model, optimizer, examples.rows(rows.to(examples.labels.device)), progress)
+        _step(spec, task, model, optimizer, examples.rows(rows.to(examples.labels.device)), progress)
         between_steps(progress)
     return progress
 
@@ -75,7 +76,12 @@ def _set_lr(group: dict[str, object], lr: float) -> None:
 
 
 def _step(
-    spec: TrialSpec, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Split, progress: Progress
+    spec: TrialSpec,
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Split,
+    progress: Progress,
 ) -> None:
     gradient_seconds = 0.0  # of the model's own work, forward passes without a gradient among it
     losses: list[float] = []
@@ -84,7 +90,7 @@ def _step(
         nonlocal gradient_seconds
         began = _now(batch)
         optimizer.zero_grad()
-        loss = cross_entropy(model(batch.inputs), batch.labels)
+        loss = task.loss(model, batch)
         losses.append(loss.item())
         _refuse_not_finite(spec, progress, losses[-1])
         loss.backward()  # type: ignore[no-untyped-call]

@@ -6,11 +6,11 @@ import time
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from mooring.finetune.cache import Progress
 from mooring.finetune.data import Split, batches
 from mooring.finetune.spec import TrainSpec
+from mooring.finetune.tasks.base import Task
 
 BATCH_SIZE = 64
 WEIGHT_DECAY = 1e-2
@@ -18,7 +18,7 @@ _REPORT_SECONDS = 0.1
 
 
 def pretrain(
-    model: nn.Module, source: Split, steps: int, lr: float, order: torch.Generator, progress: Progress
+    task: Task, model: nn.Module, source: Split, steps: int, lr: float, order: torch.Generator, progress: Progress
 ) -> None:
     """Train the model in place with torch's AdamW (no method of ours has a hand in the starts) and leave it in eval."""
     schedule = TrainSpec(steps=steps, batch_size=BATCH_SIZE)
@@ -30,7 +30,7 @@ def pretrain(
             group["lr"] = lr * schedule.lr_factor(step)
         batch = source.rows(rows)
         optimizer.zero_grad()
-        loss = cross_entropy(model(batch.inputs), batch.labels)
+        loss = task.loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if time.perf_counter() - told >= _REPORT_SECONDS or step + 1 == steps:

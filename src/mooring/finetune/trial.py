@@ -84,7 +84,9 @@ class _Trial:
             torch.cuda.reset_peak_memory_stats(device)
 
     def run(self) -> dict[str, float]:
-        progress = train(self.spec, self.model, self.optimizer, self.splits["train"], self.between_steps)
+        progress = train(
+            self.spec, self.start.task, self.model, self.optimizer, self.splits["train"], self.between_steps
+        )
         layers = drift.layers(self.model, self.start.state)
         final = {
             **summarize(self.predictions),
@@ -112,7 +114,7 @@ class _Trial:
             self.report({"event": "step", "step": step, "steps": steps, "loss": progress.loss, "lr": progress.lr})
 
     def evaluate(self, progress: Progress) -> None:
-        self.predictions = predict(self.model, self.splits)
+        self.predictions = predict(self.start.task, self.model, self.splits)
         row: dict[str, float] = {
             "step": progress.step,
             "gradients": progress.gradient_evaluations,

@@ -5,10 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from mooring.finetune.data import Split, TaskData
+from mooring.finetune.metrics import Prediction
 from mooring.finetune.spec import TaskSpec
+
+_CHUNK = 1024
 
 
 class Task(ABC):
@@ -38,6 +43,17 @@ class Task(ABC):
     @abstractmethod
     def fixed(self) -> dict[str, Tensor]:
         """What all seeds share and is slow to make: made once and cached. Holds ``retention.inputs``/``.labels``."""
+
+    def loss(self, model: nn.Module, batch: Split) -> Tensor:
+        """The mean loss of one batch: cross-entropy over the last dimension of the logits, for every label."""
+        logits = model(batch.inputs)
+        return cross_entropy(logits.flatten(0, -2), batch.labels.flatten())
+
+    def logits(self, model: nn.Module, split: Split) -> Prediction:
+        """Logits, one row per label, of a split whose model is in evaluation mode without gradients."""
+        rows = range(0, len(split), _CHUNK)
+        logits = torch.cat([model(split.inputs[first : first + _CHUNK]).flatten(0, -2) for first in rows])
+        return Prediction(logits.float().cpu().numpy(), split.labels.flatten().cpu().numpy())
 
     @abstractmethod
     def data(self, seed: int, fixed: dict[str, Tensor]) -> TaskData:

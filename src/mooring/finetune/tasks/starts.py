@@ -25,8 +25,9 @@ from mooring.finetune.tasks.registry import task_info
 
 @dataclass(frozen=True)
 class Start:
-    """A pretrained model with the splits of one seed."""
+    """A pretrained model with the splits of one seed, and the task that says what its loss is."""
 
+    task: Task
     model: nn.Module
     state: dict[str, Tensor]
     data: TaskData
@@ -70,14 +71,14 @@ def load_start(spec: TaskSpec, seed: int, progress: Progress = silent) -> Start:
     with own_global_rng(torch.device("cpu"), "unused initialisation"):
         model = task.model()
     model.load_state_dict(entry.tensors)
-    return Start(model, entry.tensors, task.data(seed, fixed), entry.sha256)
+    return Start(task, model, entry.tensors, task.data(seed, fixed), entry.sha256)
 
 
 def zero_shot(spec: TaskSpec, seed: int) -> dict[str, float]:
     """The metrics of the untouched start on the splits of one seed."""
     with threads(1):
         start = load_start(spec, seed)
-        metrics = summarize(predict(start.model, evaluation_splits(start.data)))
+        metrics = summarize(predict(start.task, start.model, evaluation_splits(start.data)))
     return {**metrics, "drift/l2": 0.0, "drift/relative": 0.0}
 
 
@@ -104,6 +105,7 @@ def _start(task: Task, index: int, fixed: dict[str, Tensor], progress: Progress)
         with threads(1), own_global_rng(torch.device("cpu"), "initialisation", spec.name, spec.data_seed, index):
             model = task.model()
             pretrain(
+                task,
                 model,
                 task.source(index),
                 spec.pretrain_steps,
@@ -112,7 +114,7 @@ def _start(task: Task, index: int, fixed: dict[str, Tensor], progress: Progress)
                 lambda event: progress({**event, "start": index, "starts": spec.starts}),
             )
             held_out = Split(fixed["retention.inputs"], fixed["retention.labels"])
-            prediction = predict(model, {"retention": held_out})["retention"]
+            prediction = predict(task, model, {"retention": held_out})["retention"]
         return dict(model.state_dict()), {"source_accuracy": accuracy(prediction)}
 
     return fetch(cache_folder(task), f"start_{index}", make, progress)
