@@ -99,6 +99,36 @@ def report(
 
 
 @app.command
+def reproduce(
+    *names: str,
+    quick: Annotated[bool, Flag] = False,
+    output_dir: Path = Path("runs/reproduce"),
+    jobs: int | None = None,
+    overwrite: Annotated[bool, Flag] = False,
+    quiet: Annotated[bool, Flag] = False,
+    json: Annotated[bool, Flag] = False,
+) -> int:
+    """Repeat the papers' experiments and ours, and show published figures beside ours; without a name, list them.
+
+    The exit code is 1 where a figure was missed.
+
+    Args:
+        names: Experiments, or all.
+        quick: Their short form: fewer seeds, dimensions or steps; the same claims.
+        output_dir: Where to write: a folder for each experiment with its picture, data and figures, and a page.
+        jobs: Processes at the same time. [default: the number of cores]
+        overwrite: Run again what an earlier start has finished.
+        quiet: Print only the path of the page.
+        json: Print the results as JSON on standard output.
+    """
+    from mooring.cli.reproduce import run_reproduce
+
+    return run_reproduce(
+        names, quick=quick, output=output_dir, jobs=jobs, overwrite=overwrite, quiet=quiet, as_json=json
+    )
+
+
+@app.command
 def methods(name: str | None = None, /, *, json: Annotated[bool, Flag] = False) -> int:
     """List the built-in methods, or show one with its defaults, cost and paper.
 

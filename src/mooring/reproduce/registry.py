@@ -1,0 +1,65 @@
+"""The experiments, one row each, in the order in which they are shown. Importing this does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mooring.finetune.errors import SpecError, suggestion
+
+
+@dataclass(frozen=True)
+class ExperimentInfo:
+    """What can be said about an experiment without running it.
+
+    Attributes:
+        id: Its name on the command line; ``experiments/<id with _>.py`` holds it.
+        claim: What it shows, one sentence.
+        source: The paper whose claim it is, or "ours".
+        minutes: How long it takes on one core, full and quick, about.
+        needs: What must be installed beside the extra ``cli``; ``all`` leaves it out where it is missing.
+    """
+
+    id: str
+    claim: str
+    source: str
+    minutes: tuple[float, float]
+    needs: tuple[str, ...] = ()
+
+    @property
+    def module(self) -> str:
+        """Where it is implemented."""
+        return f"mooring.reproduce.experiments.{self.id.replace('-', '_')}"
+
+
+ADAMP = "Heo et al. 2021, arXiv 2006.08217"
+SWD = "Xie et al. 2023, arXiv 2011.11152"
+SPD = "Tian et al. 2024, arXiv 2411.01713"
+NSO = "Zhang et al. 2024, arXiv 2306.08553"
+OURS = "ours"
+
+EXPERIMENTS: dict[str, ExperimentInfo] = {
+    row.id: row
+    for row in (
+        ExperimentInfo(
+            "toy-2d",
+            "Momentum inflates a scale-invariant weight and slows it down; projection prevents it.",
+            ADAMP,
+            (0.1, 0.1),
+        ),
+        ExperimentInfo(
+            "norm-growth",
+            "Momentum multiplies the growth of the squared norm by (1 + β) / (1 − β); projection by one.",
+            ADAMP,
+            (0.2, 0.1),
+        ),
+    )
+}
+
+
+def experiment_info(name: str) -> ExperimentInfo:
+    """The row of an experiment; an unknown name is an error that suggests the nearest one."""
+    if name not in EXPERIMENTS:
+        raise SpecError(
+            f"unknown experiment {name!r}{suggestion(name, EXPERIMENTS)}; the experiments are {', '.join(EXPERIMENTS)}"
+        )
+    return EXPERIMENTS[name]
