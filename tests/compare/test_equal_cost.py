@@ -9,8 +9,8 @@ import pytest
 from mooring.compare import metrics
 from mooring.compare.config import ConfigError, build_config
 from mooring.compare.equal_cost import AtEqualCost, Cost, views
+from mooring.compare.repeat import command_for
 from mooring.compare.report import write_report
-from mooring.compare.reproduce import command_for
 from mooring.compare.request import Request, resolve_request
 from mooring.compare.results import Results
 from mooring.compare.store import RunFolder

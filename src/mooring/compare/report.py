@@ -16,7 +16,7 @@ from mooring.compare import metrics
 from mooring.compare.equal_cost import views
 from mooring.compare.plots.gallery import render
 from mooring.compare.plots.style import THEME, looks
-from mooring.compare.reproduce import command_for
+from mooring.compare.repeat import command_for
 from mooring.compare.results import Results
 from mooring.compare.statistics import ALPHA, BOOTSTRAP_FROM, compare_paired
 from mooring.compare.tables import (

@@ -35,6 +35,7 @@ ADAMP = "Heo et al. 2021, arXiv 2006.08217"
 SWD = "Xie et al. 2023, arXiv 2011.11152"
 SPD = "Tian et al. 2024, arXiv 2411.01713"
 NSO = "Zhang et al. 2024, arXiv 2306.08553"
+LAMB = "You et al. 2020, arXiv 1904.00962"
 OURS = "ours"
 
 EXPERIMENTS: dict[str, ExperimentInfo] = {
@@ -51,6 +52,12 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             "Momentum multiplies the growth of the squared norm by (1 + β) / (1 − β); projection by one.",
             ADAMP,
             (0.2, 0.1),
+        ),
+        ExperimentInfo(
+            "trust-ratio",
+            "With a trust ratio, normalised layers train alike however large their weights are.",
+            LAMB,
+            (0.1, 0.1),
         ),
     )
 }

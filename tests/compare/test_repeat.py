@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mooring.compare.config import QUICK, build_config
-from mooring.compare.reproduce import command_for
+from mooring.compare.repeat import command_for
 from mooring.compare.request import Request, resolve_request
 
 
