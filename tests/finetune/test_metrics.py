@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
-from mooring.finetune import drift
 from mooring.finetune.metrics import (
     Prediction,
     accuracy,
@@ -74,17 +72,3 @@ def test_predictions_survive_a_file(tmp_path: Path) -> None:
     for name, prediction in predictions.items():
         assert np.array_equal(loaded[name].logits, prediction.logits)
         assert np.array_equal(loaded[name].labels, prediction.labels)
-
-
-def test_drift_is_the_norm_of_the_difference() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    start = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad():
-        model[0].weight.add_(1)
-        model[1].running_mean.add_(100)
-    rows = {row.name: row for row in drift.layers(model, start)}
-    assert set(rows) == {"0.weight", "0.bias", "1.weight", "1.bias"}
-    assert rows["0.weight"].drift_l2 == pytest.approx(math.sqrt(6))
-    assert rows["0.weight"].drift_relative == pytest.approx(math.sqrt(6) / start["0.weight"].norm().item())
-    assert math.isnan(rows["1.bias"].drift_relative)
-    assert drift.total(list(rows.values()))["drift/l2"] == pytest.approx(math.sqrt(6))

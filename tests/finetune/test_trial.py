@@ -112,7 +112,7 @@ def test_drift_is_recomputed_from_the_layers(short: TrialSpec, tmp_path: Path) -
     final = run_trial(short, tmp_path)
     with (tmp_path / "layers.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["name", "numel", "drift_l2", "drift_relative", "norm0"]
+    assert list(rows[0]) == ["name", "numel", "drift_l2", "drift_relative", "norm0", "drift_angle"]
     assert math.hypot(*(float(row["drift_l2"]) for row in rows)) == pytest.approx(final["drift/l2"], rel=1e-12)
     assert sum(int(row["numel"]) for row in rows) == sum(p.numel() for p in MLP(22).parameters())
 

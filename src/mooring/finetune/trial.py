@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import mooring
-from mooring.finetune import drift
+from mooring.finetune import drift as drift_files
 from mooring.finetune.cache import silent
 from mooring.finetune.errors import SpecError, TrialError
 from mooring.finetune.evaluate import evaluation_splits, predict
@@ -26,6 +26,7 @@ from mooring.finetune.optimizers import build_optimizer, pipeline, state_bytes
 from mooring.finetune.seeds import own_global_rng, threads
 from mooring.finetune.spec import TrialSpec
 from mooring.finetune.tasks.starts import Start, load_start
+from mooring.measure.distance import drift, weight_norm
 
 FINAL = "final.json"
 _REPORT_SECONDS = 0.1
@@ -87,10 +88,10 @@ class _Trial:
         progress = train(
             self.spec, self.start.task, self.model, self.optimizer, self.splits["train"], self.between_steps
         )
-        layers = drift.layers(self.model, self.start.state)
+        moved = drift(self.model, self.start.state)
         final = {
             **summarize(self.predictions),
-            **drift.total(layers),
+            **drift_files.metrics(moved),
             "time/train_s": progress.train_seconds,
             "time/step_s": statistics.median(progress.step_seconds),
             "time/step_update_s": statistics.median(progress.update_seconds),
@@ -100,7 +101,7 @@ class _Trial:
             "start": self.spec.start,
             "steps": self.spec.train.steps,
         }
-        write_text(self.folder / "layers.csv", drift.to_csv(layers))
+        write_text(self.folder / "layers.csv", drift_files.to_csv(moved))
         write_atomic(self.folder / "predictions.npz", lambda path: save_predictions(path, self.predictions))
         write_json(self.folder / FINAL, final)
         return final
@@ -122,8 +123,8 @@ class _Trial:
             "lr": progress.lr,
         }
         row |= summarize(self.predictions)
-        row |= drift.total(drift.layers(self.model, self.start.state))
-        row["weight_norm"] = drift.weight_norm(self.model)
+        row |= drift_files.metrics(drift(self.model, self.start.state))
+        row["weight_norm"] = weight_norm(self.model)
         if progress.losses_since_evaluation:
             row["train/batch_loss"] = statistics.fmean(progress.losses_since_evaluation)
             progress.losses_since_evaluation.clear()

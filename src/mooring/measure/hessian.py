@@ -1,32 +1,52 @@
-"""The Hessian of a loss over all trainable weights together, as an operator: its trace and its largest eigenvalues."""
+"""The Hessian of a loss over all trainable weights together, as an operator: trace, eigenvalues, density, blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-Loss = Callable[[nn.Module, Any], Tensor]
-"""The mean loss of a model over one batch."""
+from mooring.measure.estimate import Estimate, mean_of
+from mooring.measure.point import Loss, Point, Progress
+from mooring.measure.spectrum import Density, Flat, lanczos
+from mooring.perturb.weights import Member
+from mooring.step.batch import compute_dtype
+from mooring.step.shards import is_sharded, like_shard, local, local_part, whole
+
+__all__ = ["Block", "Estimate", "Hessian", "Loss"]
+
+METHODS = ("auto", "double_backward", "finite_difference")
+Which = Literal["largest", "smallest", "magnitude"]
+_ARPACK = {"largest": "LA", "smallest": "SA", "magnitude": "LM"}
+_SMALL = 16  # below this size a matrix is formed: Lanczos needs more vectors than that
+# What torch says where a gradient cannot be differentiated again.
+_ONCE_ONLY = (
+    "is not implemented",  # "derivative for aten::... is not implemented"
+    "once_differentiable",
+    "differentiate twice",
+    "double backward",
+)
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over probes.
+class Block:
+    """A diagonal block of the Hessian: the curvature within one parameter or module.
 
     Attributes:
-        value: the mean.
-        error: its standard error; NaN for a single probe.
-        probes: how many.
+        name: of the parameter or module.
+        size: how many weights.
+        trace: of the block.
+        top: its largest eigenvalue; None where it was not asked for.
     """
 
-    value: float
-    error: float
-    probes: int
+    name: str
+    size: int
+    trace: Estimate
+    top: float | None
 
 
 class Hessian:
@@ -34,17 +54,36 @@ class Hessian:
 
     It is never formed: a product with a vector costs two backward passes over each batch, one batch at a time, so
     memory does not grow with their number. The model is measured in evaluation mode (no dropout, fixed running
-    statistics) and is left as it was found: mode, gradients and buffers. Attention runs on the mathematical
-    implementation, the one that can be differentiated twice.
+    statistics) and is left as it was found, also when the loss raises: weights, gradients, buffers, modes and the
+    random number generators. Attention runs on the mathematical implementation, the one that can be differentiated
+    twice.
+
+    Where gradients cannot be differentiated again (weights sharded by FSDP2, operators without a second derivative),
+    products are central differences of gradients::
+
+        H v ~ [g(W + h v) - g(W - h v)] / 2h,      h |v| = eps^(1/3) |W|
+
+    at the price of one copy of the weights and two gradients per batch. Their error is ``h^2/6`` times the third
+    derivative of the gradient plus the rounding of a gradient over ``h``; both are about ``eps^(2/3)`` relative
+    (4e-11 in float64, 2e-5 in float32) where curvature changes over distances like ``|W|``. Give a larger ``step``
+    where gradients are rounded more coarsely than the weights, as in mixed precision.
+
+    Under FSDP2 every process constructs it and calls the same methods, with its own part of the data; probes are
+    those of one process, and results are the same everywhere.
 
     Args:
         model: the module; parameters with ``requires_grad`` count, all of them jointly.
         loss: the mean loss over one batch.
-        batches: what ``loss`` is given, one after the other.
+        batches: what ``loss`` is given, one after the other; a DataLoader is read anew for every product.
         sizes: how many examples each batch has; equal where not given.
+        method: ``"double_backward"``, ``"finite_difference"``, or ``"auto"``: the first where it is possible. The
+            attribute of this name says which it has become.
+        step: ``h |v| / |W|`` of finite differences; by default the third root of the weights' machine precision.
+        params: the parameters that count, if not all: a diagonal block.
 
     Raises:
-        ValueError: without trainable parameters, without batches, or where ``sizes`` has another length.
+        ValueError: without trainable parameters, without batches, where ``sizes`` has another length, or for an
+            unknown ``method``.
 
     Example:
         >>> import torch
@@ -56,45 +95,125 @@ class Hessian:
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, batches: Sequence[Any], sizes: Sequence[float] | None = None
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batches: Iterable[Any],
+        sizes: Sequence[float] | None = None,
+        *,
+        method: str = "auto",
+        step: float | None = None,
+        params: Sequence[Tensor] | None = None,
     ) -> None:
-        self.model, self.loss, self.batches = model, loss, list(batches)
-        self.params = [p for p in model.parameters() if p.requires_grad and p.numel()]
-        if not self.params:
-            raise ValueError("model has no parameter with requires_grad=True")
-        if not self.batches:
-            raise ValueError("batches must hold at least one batch")
-        if sizes is not None and len(sizes) != len(self.batches):
-            raise ValueError(f"sizes must have one number per batch ({len(self.batches)}), got {len(sizes)}")
-        weights = [1.0] * len(self.batches) if sizes is None else [float(s) for s in sizes]
-        self.weights = [w / sum(weights) for w in weights]
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
+        if step is not None and not 0 < step < math.inf:
+            raise ValueError(f"step must be a finite number > 0, got {step!r}")
+        self.point = Point(model, loss, batches, sizes, params)
+        if self.point.sharded:
+            if method == "double_backward":
+                raise ValueError(
+                    "method='double_backward' cannot be used with sharded weights, whose gradients are reduced by "
+                    "hooks that cannot be differentiated; use 'finite_difference'"
+                )
+            method = "finite_difference"
+        self.method = method
+        self.params = self.point.params
+        self.names = self.point.names
+        precision = max(torch.finfo(compute_dtype(p.dtype)).eps for p in self.params)
+        self.step = precision ** (1 / 3) if step is None else float(step)
+        self._flat = Flat(self.point)
+        self._looked = False
 
     @property
     def size(self) -> int:
         """How many weights there are."""
-        return sum(p.numel() for p in self.params)
+        return self.point.size
+
+    # --- products ----------------------------------------------------------------------------------------------------
 
     def product(self, vector: Sequence[Tensor]) -> list[Tensor]:
         """H v, in the shapes of the parameters.
 
         Args:
-            vector: one tensor per trainable parameter, in its shape.
+            vector: one tensor per trainable parameter, in its shape; for a sharded parameter a DTensor split alike.
+
+        Raises:
+            ValueError: where number or shapes of the tensors are others.
         """
-        total = [torch.zeros_like(p) for p in self.params]
-        with _measuring(self.model), torch.enable_grad():
-            for batch, weight in zip(self.batches, self.weights):
-                loss = self.loss(self.model, batch)
+        shapes, given = [tuple(p.shape) for p in self.params], [tuple(v.shape) for v in vector]
+        if shapes != given:
+            raise ValueError(f"vector must have the shapes of the trainable parameters, {shapes}, got {given}")
+        products = self._multiply([local(v.detach()) for v in vector])
+        return [like_shard(h, p) for h, p in zip(products, self.params)]
+
+    def _multiply(self, vector: Sequence[Tensor]) -> list[Tensor]:
+        """This process's part of H v from its part of v, in the compute type."""
+        pieces = [v.to(p.device, compute_dtype(p.dtype)) for v, p in zip(vector, self.params)]
+        if self.method == "finite_difference":
+            return self._difference(pieces)
+        try:
+            return self._twice(pieces)
+        except (RuntimeError, NotImplementedError) as error:
+            if self.method == "double_backward" or not any(text in str(error) for text in _ONCE_ONLY):
+                raise
+        self.method = "finite_difference"
+        return self._difference(pieces)
+
+    def _twice(self, vector: Sequence[Tensor]) -> list[Tensor]:
+        total = [torch.zeros_like(v) for v in vector]
+        with self.point.measuring(twice=True), torch.enable_grad():
+            for loss, weight in self.point.losses():
+                if not loss.requires_grad:
+                    continue
                 slopes = torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
-                along = sum(((g * v).sum() for g, v in zip(slopes, vector) if g is not None), loss.new_zeros(()))
+                along = sum(
+                    ((g * v.to(g)).sum().to(loss) for g, v in zip(slopes, vector) if g is not None), loss.new_zeros(())
+                )
                 if not along.requires_grad:  # the loss is linear in every weight
                     continue
+                if not self._looked:
+                    _refuse_once_only(along)
+                    self._looked = True
                 curved = torch.autograd.grad(along, self.params, allow_unused=True)
                 for t, h in zip(total, curved):
                     if h is not None:
                         t.add_(h.detach(), alpha=weight)
         return total
 
-    def trace(self, probes: int = 64, seed: int = 0) -> Estimate:
+    def _difference(self, vector: Sequence[Tensor]) -> list[Tensor]:
+        length = float(self.point.inner(vector, vector).sum().sqrt())
+        if length == 0:
+            return [torch.zeros_like(v) for v in vector]
+        h = self.step * (self.point.norm() or 1.0) / length
+        place = {id(p): v for p, v in zip(self.params, vector)}
+
+        def offset(sign: float) -> Callable[[Member, Tensor], Tensor]:
+            return lambda member, wide: place[id(member.p)] * (sign * h)
+
+        with self.point.measuring():
+            self.point.move(offset(1.0))
+            ahead = self.point.gradient()
+            self.point.move(offset(-1.0))
+            behind = self.point.gradient()
+            self.point.back()
+        for a, b in zip(ahead, behind):
+            a.sub_(b).mul_(1 / (2 * h))
+        return ahead
+
+    def _signs(self, generator: torch.Generator) -> list[Tensor]:
+        """Random signs, drawn whole on the CPU: the same on every device, and for every sharding."""
+        signs = []
+        for p in self.params:
+            whole_signs = torch.randint(0, 2, p.shape, generator=generator).mul_(2).sub_(1)
+            part = local_part(p)
+            mine = whole_signs if part is None else whole_signs[part]
+            signs.append(mine.to(p.device, compute_dtype(p.dtype)))
+        return signs
+
+    # --- the trace ---------------------------------------------------------------------------------------------------
+
+    def trace(self, probes: int = 64, seed: int = 0, progress: Progress | None = None) -> Estimate:
         """Trace of H by Hutchinson's estimator: the mean of ``v·Hv`` over random signs v.
 
         Its variance is twice the sum of the squared off-diagonal elements. The same seed gives the same probes for
@@ -103,76 +222,273 @@ class Hessian:
         Args:
             probes: how many vectors; each costs one product.
             seed: of the signs.
+            progress: told after every product.
         """
+        return mean_of([float(row.sum()) for row in self._quadratic(probes, seed, progress)])
+
+    def _quadratic(self, probes: int, seed: int, progress: Progress | None) -> Iterator[Tensor]:
+        """``v_i·(Hv)_i`` of every parameter, for one probe after the other."""
         if probes < 1:
             raise ValueError(f"probes must be >= 1, got {probes!r}")
         generator = torch.Generator().manual_seed(seed)
-        values = []
-        for _ in range(probes):
-            signs = [torch.randint(0, 2, p.shape, generator=generator).mul_(2).sub_(1).to(p) for p in self.params]
-            products = self.product(signs)
-            values.append(float(sum((v.double() * h.double()).sum() for v, h in zip(signs, products))))
-        mean = sum(values) / probes
-        if probes == 1:
-            return Estimate(mean, float("nan"), 1)
-        variance = sum((x - mean) ** 2 for x in values) / (probes - 1)
-        return Estimate(mean, (variance / probes) ** 0.5, probes)
+        for done in range(1, probes + 1):
+            signs = self._signs(generator)
+            yield self.point.inner(signs, self._multiply(signs))
+            if progress is not None:
+                progress(done, probes)
 
-    def top(self, k: int = 1, tolerance: float = 1e-4, seed: int = 0) -> list[float]:
+    # --- eigenvalues -------------------------------------------------------------------------------------------------
+
+    def top(
+        self,
+        k: int = 1,
+        tolerance: float = 1e-4,
+        seed: int = 0,
+        which: Which = "largest",
+        progress: Progress | None = None,
+    ) -> list[float]:
         """The k algebraically largest eigenvalues, largest first, by Lanczos iteration (ARPACK, through scipy).
+
+        Memory: ``max(2k + 1, 20)`` vectors of all weights in float64, on the CPU of every process.
 
         Args:
             k: how many; less than the number of weights.
             tolerance: relative accuracy.
             seed: of the starting vector.
+            which: ``"largest"``, ``"smallest"`` (algebraically, smallest first) or ``"magnitude"`` (largest first).
+            progress: told after every product; how many there will be is not known.
 
         Raises:
             ImportError: without scipy (``pip install "mooring[cli]"``).
-            ValueError: for k out of range.
+            ValueError: for k out of range or an unknown ``which``.
         """
+        return [value for value, _ in self._eigenpairs(k, tolerance, seed, which, progress, vectors=False)]
+
+    def eigenpairs(
+        self,
+        k: int = 1,
+        tolerance: float = 1e-4,
+        seed: int = 0,
+        which: Which = "largest",
+        progress: Progress | None = None,
+    ) -> list[tuple[float, list[Tensor]]]:
+        """Eigenvalues as :meth:`top` gives them, each with its unit eigenvector in the shapes of the parameters.
+
+        The eigenvectors are whole tensors on the CPU, float64; the sign of each is arbitrary.
+        """
+        found = self._eigenpairs(k, tolerance, seed, which, progress, vectors=True)
+        sizes = [p.numel() for p in self.params]
+        return [
+            (value, [x.reshape(p.shape) for x, p in zip(torch.split(vector, sizes), self.params)])
+            for value, vector in found
+        ]
+
+    def _eigenpairs(
+        self, k: int, tolerance: float, seed: int, which: str, progress: Progress | None, *, vectors: bool
+    ) -> list[tuple[float, Tensor]]:
         if not 1 <= k < self.size:
             raise ValueError(f"k must be between 1 and {self.size - 1} (the number of weights less one), got {k!r}")
+        if which not in _ARPACK:
+            raise ValueError(f"which must be one of {', '.join(map(repr, _ARPACK))}, got {which!r}")
         try:
             import numpy as np
             from scipy.sparse.linalg import LinearOperator, eigsh
         except ImportError as error:
             raise ImportError('eigenvalues need scipy: pip install "mooring[cli]"') from error
+        done = 0
 
         def multiply(x: Any) -> Any:
+            nonlocal done
             flat = torch.as_tensor(np.ascontiguousarray(x).reshape(-1))
-            return self._join(self.product(self._split(flat))).numpy()
+            product = self._join(self._multiply(self._split(flat))).numpy()
+            done += 1
+            if progress is not None:
+                progress(done, None)
+            return product
 
         operator = LinearOperator((self.size, self.size), matvec=multiply, dtype=np.float64)
         start = np.random.default_rng(seed).standard_normal(self.size)
-        found = eigsh(operator, k=k, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)
-        return sorted((float(x) for x in found), reverse=True)
+        values, columns = eigsh(operator, k=k, which=_ARPACK[which], tol=tolerance, v0=start)
+        keys = {"largest": lambda x: -x, "smallest": lambda x: x, "magnitude": lambda x: -abs(x)}
+        order = sorted(range(k), key=lambda i: keys[which](float(values[i])))
+        return [
+            (float(values[i]), torch.from_numpy(columns[:, i].copy()) if vectors else torch.empty(0)) for i in order
+        ]
 
-    def dense(self) -> Tensor:
+    # --- the spectrum as a whole -------------------------------------------------------------------------------------
+
+    def density(
+        self,
+        steps: int = 64,
+        probes: int = 4,
+        seed: int = 0,
+        *,
+        points: int = 1001,
+        width: float | None = None,
+        progress: Progress | None = None,
+    ) -> Density:
+        """How the eigenvalues are distributed, by stochastic Lanczos quadrature.
+
+        From each probe v (the signs of :meth:`trace`), ``steps`` Lanczos steps with full reorthogonalisation give a
+        quadrature of ``v·f(H)v``: nodes and weights that are exact for polynomials up to degree ``2 steps - 1``, and
+        for every f once ``steps`` reaches the number of distinct eigenvalues. The mean over probes estimates
+        ``tr f(H)``; see :class:`Density`.
+
+        Costs ``steps * probes`` products and ``steps`` vectors in the compute type on the device of the weights.
+
+        Args:
+            steps: Lanczos steps; fewer where the weights are fewer.
+            probes: how many vectors.
+            seed: of the signs.
+            points: of the grid on which the density is given.
+            width: standard deviation of the Gaussian that each node is spread with; a hundredth of the range.
+            progress: told after every product.
+
+        Raises:
+            ValueError: for a number out of range.
+        """
+        if probes < 1:
+            raise ValueError(f"probes must be >= 1, got {probes!r}")
+        if steps < 1:
+            raise ValueError(f"steps must be >= 1, got {steps!r}")
+        if points < 2:
+            raise ValueError(f"points must be >= 2, got {points!r}")
+        if width is not None and not width > 0:
+            raise ValueError(f"width must be > 0, got {width!r}")
+        steps = min(steps, self.size)
+        generator = torch.Generator().manual_seed(seed)
+        rules = []
+        for probe in range(probes):
+
+            def count(done: int, before: int = probe * steps) -> None:
+                if progress is not None:
+                    progress(before + done, probes * steps)
+
+            rules.append(lanczos(self._multiply, self._flat, self._signs(generator), steps, count))
+        return Density.of(rules, self.size, points, width)
+
+    # --- blocks ------------------------------------------------------------------------------------------------------
+
+    def blocks(
+        self,
+        probes: int = 64,
+        seed: int = 0,
+        *,
+        by: Literal["parameter", "module"] = "parameter",
+        top: bool = False,
+        tolerance: float = 1e-3,
+        progress: Progress | None = None,
+    ) -> list[Block]:
+        """The diagonal blocks, one for every parameter or every module that holds parameters of its own.
+
+        The traces come from the products of :meth:`trace` with the same seed and add up to it: every block's
+        ``v_i·(Hv)_i``, whose variance also holds the couplings of the block to the others. The largest eigenvalue of
+        each block is found on its own, by Lanczos iteration over that block alone.
+
+        Args:
+            probes: how many vectors; each costs one product for all blocks together.
+            seed: of the signs and of the starting vectors.
+            by: what makes a block.
+            top: whether to find the largest eigenvalues; some 20 products and more for every block.
+            tolerance: relative accuracy of these.
+            progress: told after every product; how many there will be is known without ``top`` alone.
+
+        Raises:
+            ValueError: for an unknown ``by``, or probes out of range.
+        """
+        if by not in ("parameter", "module"):
+            raise ValueError(f"by must be 'parameter' or 'module', got {by!r}")
+        groups: dict[str, list[int]] = {}
+        for i, name in enumerate(self.names):
+            groups.setdefault(name if by == "parameter" else name.rpartition(".")[0], []).append(i)
+        done = 0
+
+        def count(_: int, total: int | None) -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, None if top else total)
+
+        rows = list(self._quadratic(probes, seed, count))
+        found = []
+        for name, members in groups.items():
+            estimate = mean_of([float(row[members].sum()) for row in rows])
+            params = [self.params[i] for i in members]
+            largest = self.block(params)._largest(tolerance, seed, count) if top else None
+            found.append(Block(name, sum(p.numel() for p in params), estimate, largest))
+        return found
+
+    def block(self, params: Sequence[Tensor]) -> Hessian:
+        """The Hessian over some of the parameters alone, with the same loss and data."""
+        point = self.point
+        shares = point.weights
+        return Hessian(
+            point.model, point.loss, point.batches, shares, method=self.method, step=self.step, params=params
+        )
+
+    def _largest(self, tolerance: float, seed: int, progress: Progress) -> float:
+        if self.size > _SMALL:
+            return self.top(1, tolerance, seed, progress=progress)[0]
+        matrix = self.dense(progress)
+        return float(torch.linalg.eigvalsh((matrix + matrix.T) / 2)[-1])
+
+    def dense(self, progress: Progress | None = None) -> Tensor:
         """The matrix itself, (size, size) float64: one product per weight. For small models and for checks."""
         columns = []
         for i in range(self.size):
             unit = torch.zeros(self.size, dtype=torch.float64)
             unit[i] = 1
-            columns.append(self._join(self.product(self._split(unit))))
+            columns.append(self._join(self._multiply(self._split(unit))))
+            if progress is not None:
+                progress(i + 1, self.size)
         return torch.stack(columns, dim=1)
 
+    def agreement(self, seed: int = 0) -> float:
+        """How far double backward and finite differences are apart: ``|a - b| / |b|`` for one probe.
+
+        Rounding and the step leave about 1e-3 in float32. A number near 1 says that an operator's own backward pass
+        loses the second derivative without saying so, as kernels outside torch's autograd do: then measure with
+        ``method="finite_difference"``. Costs one product of each kind.
+
+        Args:
+            seed: of the signs.
+
+        Raises:
+            RuntimeError: where a gradient cannot be differentiated twice at all.
+        """
+        signs = self._signs(torch.Generator().manual_seed(seed))
+        differences = self._difference(signs)
+        apart = [a - b for a, b in zip(self._twice(signs), differences)]
+        squares = [float(self.point.inner(x, x).sum()) for x in (apart, differences)]
+        return math.sqrt(squares[0] / squares[1]) if squares[1] else float(squares[0] > 0)
+
     def _split(self, flat: Tensor) -> list[Tensor]:
-        pieces = torch.split(flat, [p.numel() for p in self.params])
-        return [x.reshape(p.shape).to(p) for x, p in zip(pieces, self.params)]
+        """This process's parts of a vector of all weights."""
+        pieces = []
+        for x, p in zip(torch.split(flat, [p.numel() for p in self.params]), self.params):
+            part = local_part(p)
+            shaped = x.reshape(p.shape)
+            pieces.append((shaped if part is None else shaped[part]).to(p.device, compute_dtype(p.dtype)))
+        return pieces
 
-    @staticmethod
-    def _join(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([t.reshape(-1).double().cpu() for t in tensors])
+    def _join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The vector of all weights from the parts of every process: float64 on the CPU."""
+        wholes = [whole(like_shard(x, p)) if is_sharded(p) else x for x, p in zip(parts, self.params)]
+        return torch.cat([x.reshape(-1).double().cpu() for x in wholes])
 
 
-@contextmanager
-def _measuring(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and twice differentiable attention; every module's own mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def _refuse_once_only(x: Tensor) -> None:
+    """Raise where a gradient went through an operator that is marked as differentiable once.
+
+    Asked for the gradients of chosen inputs, torch's engine does not visit the node that would say so.
+    """
+    seen: set[Any] = set()
+    left = [x.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("the gradient of an operator marked once_differentiable cannot be differentiated twice")
+        seen.add(node)
+        left += [following for following, _ in node.next_functions]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from mooring.anchors.names import plain
 from mooring.step.batch import compute_dtype
 from mooring.step.shards import Piece, is_sharded, local, piece
+
+
+class Grouped(Protocol):
+    """Whatever keeps parameters in groups, as optimizers do."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups, each with ``params`` and, where they have names, ``param_names``."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +64,14 @@ def members(groups: list[dict[str, Any]]) -> list[Member]:
 
 
 class Weights:
-    """The weights of an optimizer's groups.
+    """The weights of an optimizer's groups, or of whatever else has groups.
 
     One copy of them is made when they are first moved in a step, and dropped with :meth:`forget`: undoing a
     perturbation by subtracting it would change bits.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module | None) -> None:
-        self._optimizer = optimizer  # loading a checkpoint replaces its groups
+    def __init__(self, owner: Grouped, model: nn.Module | None) -> None:
+        self._owner = owner  # asked anew each time: loading a checkpoint replaces its groups
         self._model = model
         self._saved: list[Tensor] = []
         self.members: list[Member] = []
@@ -72,7 +80,7 @@ class Weights:
     def save(self) -> None:
         """Copy the weights, unless this step has done so."""
         if not self._saved:
-            self.members = members(self._optimizer.param_groups)
+            self.members = members(self._owner.param_groups)
             self._saved = [m.local().clone() for m in self.members]
 
     @property
@@ -88,7 +96,7 @@ class Weights:
                 tensor, or None for none.
         """
         self.save()
-        self._gather_anew()
+        self.gather_anew()
         self.moved = True
         for member, saved in zip(self.members, self._saved):
             wide = _widened(saved)
@@ -112,7 +120,7 @@ class Weights:
 
     @torch.no_grad()
     def _copy_back(self) -> None:
-        self._gather_anew()
+        self.gather_anew()
         if self.members:
             torch._foreach_copy_([m.local() for m in self.members], self._saved)
 
@@ -120,8 +128,8 @@ class Weights:
         """Drop the copy."""
         self._saved, self.members = [], []
 
-    def _gather_anew(self) -> None:
-        """Drop copies of the weights as they were.
+    def gather_anew(self) -> None:
+        """Drop copies of the weights that others keep, so that whoever needs them gathers them anew.
 
         Autocast keeps rounded ones for as long as its block lasts, and a root module of FSDP keeps gathered ones after
         a forward without backward.
