@@ -68,6 +68,8 @@ def run_experiment(name: str, *, quick: bool, output: Path, jobs: int = 1, tell:
     The folder holds ``figure.png``, a CSV file for each set of data, ``checks.csv`` and ``result.json``. An experiment
     that raises is a result too: its traceback is in ``error.txt``.
     """
+    import matplotlib as mpl
+
     from mooring.compare.plots.style import style
     from mooring.finetune.seeds import threads
 
@@ -77,7 +79,8 @@ def run_experiment(name: str, *, quick: bool, output: Path, jobs: int = 1, tell:
         (folder / stale).unlink(missing_ok=True)
     module = importlib.import_module(experiment_info(name).module)
     try:
-        with threads(1), style():
+        # The words here are ours, not a user's: powers of ten on an axis may be set as such.
+        with threads(1), style(), mpl.rc_context({"text.parse_math": True}):
             outcome = module.run(Run(quick, folder, jobs, tell))
             picture = outcome.picture
             write_atomic(folder / PICTURE, lambda path: picture.savefig(path, dpi=130))
