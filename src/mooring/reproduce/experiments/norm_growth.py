@@ -78,5 +78,5 @@ def run(run: Run) -> Outcome:
         axes.axhline(figure, color=colour, linewidth=0.6)
     axes.set(title="growth of ‖w‖² per Σ‖Δw‖²; thin lines: (1 + β) / (1 - β)", xlabel="share of the steps",
              yscale="log")  # fmt: skip
-    picture.legend(loc="outside right", frameon=False)
+    picture.legend(loc="outside right center", frameon=False)
     return Outcome(checks, {"growth": data}, picture)

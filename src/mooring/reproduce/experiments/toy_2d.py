@@ -66,5 +66,5 @@ def run(run: Run) -> Outcome:
     plane.set(title="the path of w", xlabel="w₁", ylabel="w₂", xlim=(-0.2, 3), ylim=(-1.6, 1.3))
     norms.set(title="‖w‖", xlabel="update", yscale="log")
     losses.set(title="loss", xlabel="update", yscale="log", ylim=(1e-7, 6))
-    picture.legend(*norms.get_legend_handles_labels(), loc="outside right", frameon=False, title="momentum")
+    picture.legend(*norms.get_legend_handles_labels(), loc="outside right center", frameon=False, title="momentum")
     return Outcome(checks, {"paths": [row for rows in paths.values() for row in rows[::10] + rows[-1:]]}, picture)
