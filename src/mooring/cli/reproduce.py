@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,9 +58,10 @@ def run_reproduce(
     with _Shown(chosen, errors, quiet) as shown:
 
         def ended(result: Result, seconds: float) -> None:
-            shown.ended(result, seconds)
-            if not quiet:
-                _print_result(out, result)
+            with shown.aside():
+                shown.ended(result, seconds)
+                if not quiet:
+                    _print_result(out, result)
 
         try:
             results = run_many(
@@ -111,6 +114,14 @@ class _Shown:
     def stop(self) -> None:
         if self.live:
             self.bars.stop()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the bars away while something is printed, perhaps on another stream of the same terminal."""
+        self.stop()
+        yield
+        if self.live:
+            self.bars.start()
 
     def tell(self, name: str, share: float, what: str) -> None:
         if self.live:

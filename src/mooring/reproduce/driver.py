@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 from mooring.finetune.files import write_atomic, write_text
 from mooring.reproduce.outcome import Check, Row
+from mooring.reproduce.pool import process_pool
 from mooring.reproduce.registry import ExperimentInfo, experiment_info
 from mooring.reproduce.run import Run, Tell, silent
 
@@ -136,8 +137,7 @@ def run_many(
             ended(results[name], time.monotonic() - began)
         return [results[name] for name in names]
     started: dict[str, float] = {}
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    with multiprocessing.get_context("spawn").Manager() as manager:
         events: Any = manager.Queue()
         listening = threading.Event()
 
@@ -153,25 +153,19 @@ def run_many(
         listener = threading.Thread(target=listen, daemon=True)
         listener.start()
         longest_first = sorted(names, key=lambda name: -experiment_info(name).minutes[1 if quick else 0])
-        pool = ProcessPoolExecutor(min(jobs, len(names)), mp_context=context, max_tasks_per_child=1)
-        futures = {pool.submit(_in_process, name, quick, output, events): name for name in longest_first}
         try:
-            for future in as_completed(futures):
-                name = futures[future]
-                try:
-                    results[name] = future.result()
-                except Exception as error:  # the process died: out of memory, killed
-                    results[name] = Result(name, quick, (), (), f"its process ended: {error}", (), {})
-                ended(results[name], time.monotonic() - started.get(name, time.monotonic()))
-        except BaseException:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            with process_pool(min(jobs, len(names)), fresh=True) as pool:
+                futures = {pool.submit(_in_process, name, quick, output, events): name for name in longest_first}
+                for future in as_completed(futures):
+                    name = futures[future]
+                    try:
+                        results[name] = future.result()
+                    except Exception as error:  # the process died: out of memory, killed
+                        results[name] = Result(name, quick, (), (), f"its process ended: {error}", (), {})
+                    ended(results[name], time.monotonic() - started.get(name, time.monotonic()))
         finally:
             listening.set()
             listener.join()
-        pool.shutdown()
     return [results[name] for name in names]
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mooring.finetune.files import write_text
+from mooring.reproduce.pool import process_pool
 
 T = TypeVar("T")
 Tell = Callable[[float, str], None]
@@ -82,17 +82,12 @@ class Run:
                 done += 1
                 self.tell(done / len(arguments), what)
         else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(self.jobs, len(missing)), mp_context=context) as pool:
+            with process_pool(min(self.jobs, len(missing))) as pool:
                 futures = {pool.submit(_alone, function, arguments[i]): i for i in missing}
-                try:
-                    for future in as_completed(futures):
-                        _keep(kept[futures[future]], future.result())
-                        done += 1
-                        self.tell(done / len(arguments), what)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+                for future in as_completed(futures):
+                    _keep(kept[futures[future]], future.result())
+                    done += 1
+                    self.tell(done / len(arguments), what)
         # Read back, so that a first run and a continued one see the same bits and the same types.
         return [json.loads(path.read_text(encoding="utf-8")) for path in kept]
 
