@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-ECE_BINS = 15
+from mooring.measure import calibrated
 
 
 @dataclass(frozen=True)
@@ -22,34 +22,19 @@ class Prediction:
     labels: npt.NDArray[np.int64]
 
 
-def log_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Log-softmax over the classes, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
-
-
 def accuracy(prediction: Prediction) -> float:
     """The share of examples whose largest logit is the label's."""
-    return float((prediction.logits.argmax(axis=1) == prediction.labels).mean())
+    return calibrated.accuracy(prediction.logits, prediction.labels)
 
 
 def nll(prediction: Prediction) -> float:
     """Mean negative log-likelihood of the labels, in nats."""
-    log_p = log_probabilities(prediction.logits)
-    return float(-log_p[np.arange(len(prediction.labels)), prediction.labels].mean())
+    return calibrated.nll(prediction.logits, prediction.labels)
 
 
-def ece(prediction: Prediction, bins: int = ECE_BINS) -> float:
-    """Expected calibration error: the mean gap between confidence and accuracy over bins of equal width.
-
-    Guo et al. 2017, arXiv 1706.04599; a confidence on the edge of two bins belongs to the lower one.
-    """
-    confidence = np.exp(log_probabilities(prediction.logits).max(axis=1))
-    correct = prediction.logits.argmax(axis=1) == prediction.labels
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
+def ece(prediction: Prediction, bins: int = calibrated.BINS) -> float:
+    """Expected calibration error over bins of equal width (`mooring.measure.calibrated.ece`)."""
+    return calibrated.ece(prediction.logits, prediction.labels, bins)
 
 
 def summarize(predictions: Mapping[str, Prediction]) -> dict[str, float]:

@@ -9,6 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mooring.measure.bound import flatness_bound as flatness_bound
+    from mooring.measure.bound import largest_trace as largest_trace
+    from mooring.measure.calibrated import Bin as Bin
+    from mooring.measure.calibrated import Calibration as Calibration
+    from mooring.measure.calibrated import Gap as Gap
+    from mooring.measure.calibrated import calibration as calibration
+    from mooring.measure.calibrated import generalization_gap as generalization_gap
     from mooring.measure.distance import Drift as Drift
     from mooring.measure.distance import LayerDrift as LayerDrift
     from mooring.measure.distance import drift as drift
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
     from mooring.measure.watcher import watch as watch
 
 _MODULES = {
+    "bound": ("flatness_bound", "largest_trace"),
+    "calibrated": ("Bin", "Calibration", "Gap", "calibration", "generalization_gap"),
     "distance": ("Drift", "LayerDrift", "drift", "weight_norm"),
     "estimate": ("Estimate",),
     "hessian": ("Block", "Hessian"),
