@@ -58,6 +58,7 @@ def test_a_whole_comparison(mooring: Mooring, tmp_path: Path) -> None:
     trial = folder / "trials" / "nadam" / "seed_5"
     assert {p.name for p in trial.iterdir()} == {
         "key", "spec.json", "provenance.json", "metrics.jsonl", "layers.csv", "predictions.npz", "final.json",
+        "model.safetensors",
     }  # fmt: skip
     page = read_page(folder / "report.html")
     check_table(read_table(page, "headline"), folder / "results.csv", "adamw")

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mooring.finetune.errors import SpecError, TrialError
+from mooring.finetune.evaluate import predict
 from mooring.finetune.files import write_json
 from mooring.finetune.methods import METHODS, resolve
 from mooring.finetune.metrics import load_predictions, summarize
@@ -106,6 +108,14 @@ def test_metrics_are_recomputed_from_the_predictions(short: TrialSpec, tmp_path:
     assert recomputed == {name: final[name] for name in recomputed}
     last = jsonl(tmp_path / "metrics.jsonl")[-1]
     assert recomputed == {name: last[name] for name in recomputed}
+
+
+def test_the_kept_weights_make_the_predictions(short: TrialSpec, tmp_path: Path) -> None:
+    run_trial(short, tmp_path)
+    start = load_start(short.task, short.seed)
+    start.model.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    again = predict(start.task, start.model, {"id": start.data.evaluation["id"]})["id"]
+    assert np.array_equal(again.logits, load_predictions(tmp_path / "predictions.npz")["id"].logits)
 
 
 def test_drift_is_recomputed_from_the_layers(short: TrialSpec, tmp_path: Path) -> None:

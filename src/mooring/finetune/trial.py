@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
+from torch import Tensor, nn
 
 import mooring
 from mooring.finetune import drift as drift_files
@@ -29,6 +31,7 @@ from mooring.finetune.tasks.starts import Start, load_start
 from mooring.measure.distance import drift, weight_norm
 
 FINAL = "final.json"
+MODEL = "model.safetensors"
 _REPORT_SECONDS = 0.1
 
 
@@ -36,9 +39,10 @@ def run_trial(spec: TrialSpec, folder: Path, report: Callable[[dict[str, Any]], 
     """Run one trial and return its final metrics.
 
     In ``folder`` it writes, each file atomically: ``spec.json``, ``provenance.json``, ``metrics.jsonl`` (a row per
-    evaluation), ``layers.csv``, ``predictions.npz``, and last ``final.json``, whose presence means that the trial is
-    finished. The same specification gives bitwise the same predictions on the same machine. Peak memory is that of the
-    process, so it is honest only where a trial has a process of its own.
+    evaluation), ``layers.csv``, ``model.safetensors`` (the weights at the end, for ``mooring inspect``),
+    ``predictions.npz``, and last ``final.json``, whose presence means that the trial is finished. The same
+    specification gives bitwise the same predictions on the same machine. Peak memory is that of the process, so it is
+    honest only where a trial has a process of its own.
 
     Args:
         spec: What to run.
@@ -102,6 +106,7 @@ class _Trial:
             "steps": self.spec.train.steps,
         }
         write_text(self.folder / "layers.csv", drift_files.to_csv(moved))
+        write_atomic(self.folder / MODEL, lambda path: path.write_bytes(save(_on_cpu(self.model))))
         write_atomic(self.folder / "predictions.npz", lambda path: save_predictions(path, self.predictions))
         write_json(self.folder / FINAL, final)
         return final
@@ -137,6 +142,11 @@ class _Trial:
         self.rows.append(row)
         write_jsonl(self.folder / "metrics.jsonl", self.rows)
         self.report({"event": "eval", "steps": self.spec.train.steps, **row})
+
+
+def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
+    # Copies: weights that share memory, as tied ones do, are more than the file's format takes.
+    return {name: x.detach().to("cpu", copy=True).contiguous() for name, x in model.state_dict().items()}
 
 
 def _device(name: str) -> torch.device:
