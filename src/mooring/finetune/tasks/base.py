@@ -32,6 +32,10 @@ class Task(ABC):
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
 
+    def made_from(self) -> dict[str, str]:
+        """What else decides what is drawn, beside `packages`; part of the cache's key."""
+        return {}
+
     @abstractmethod
     def model(self) -> nn.Module:
         """A fresh model, initialised from torch's global generator (which the caller has seeded)."""

@@ -44,6 +44,36 @@ TASKS: dict[str, TaskInfo] = {
             pretrain_examples=4_000,
             pretrain_steps=300,
         ),
+        TaskInfo(
+            name="digits-retrieval",
+            implementation="mooring.finetune.tasks.digits_retrieval:DigitsRetrieval",
+            description=(
+                "A normalised embedding trained on the digits 0-4 finds digits 5-9, which it never saw: accuracy is "
+                "recall@1 (likelihood and calibration are of similarities); OOD is later handwriting, and corruptions."
+            ),
+            ood_kinds=("later_rows", "noise", "shift"),
+            pretrain_examples=6_000,
+            pretrain_steps=100,
+        ),
+        TaskInfo(
+            name="text-characters",
+            implementation="mooring.finetune.tasks.text_characters:TextCharacters",
+            description=(
+                "A small transformer, pretrained on the standard library's docstrings, learns to continue Python's "
+                "language reference by characters: NLL / ln 2 is bits per character; OOD is source code."
+            ),
+            ood_kinds=("code",),
+            pretrain_examples=20_000,
+            pretrain_steps=500,
+        ),
+        TaskInfo(
+            name="text-characters-weight-norm",
+            implementation="mooring.finetune.tasks.text_characters:TextCharactersWeightNorm",
+            description="text-characters with weight normalisation on every linear layer.",
+            ood_kinds=("code",),
+            pretrain_examples=20_000,
+            pretrain_steps=500,
+        ),
     )
 }
 

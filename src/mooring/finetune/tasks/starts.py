@@ -88,6 +88,7 @@ def cache_folder(task: Task) -> Path:
         **task.spec.model_dump(exclude={"starts"}),
         "version": task.version,
         "packages": {name: importlib.metadata.version(name) for name in task.packages},
+        **task.made_from(),
     }
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     return root() / "tasks" / f"{task.spec.name}-{digest[:12]}"
