@@ -128,9 +128,7 @@ def test_drift_is_recomputed_from_the_layers(short: TrialSpec, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_evaluation_before_training_is_the_zero_shot_point(
-    task: str, short: TrialSpec, tmp_path: Path
-) -> None:
+def test_the_evaluation_before_training_is_the_zero_shot_point(task: str, short: TrialSpec, tmp_path: Path) -> None:
     tiny = TaskSpec(name=task, starts=2, pretrain_steps=2, pretrain_examples=200)
     spec = short.model_copy(update={"task": tiny, "train": TrainSpec(steps=1)})
     run_trial(spec, tmp_path)
