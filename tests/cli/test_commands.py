@@ -13,7 +13,7 @@ import pytest
 
 from mooring import __version__
 from mooring.finetune.methods import METHODS
-from mooring.finetune.tasks.registry import TASKS
+from mooring.finetune.tasks.registry import OWN, TASKS
 from tests.compare.conftest import make_run_in
 
 from .conftest import Mooring
@@ -122,7 +122,7 @@ def test_methods_and_tasks_are_listed(mooring: Mooring) -> None:
     assert rows["adamspd"]["cost"]["state_bytes_per_weight"] == 12 and rows["adamw"]["cost"]["passes"] == 7
     _, out, _ = mooring("tasks")
     assert all(name in out for name in TASKS)
-    assert [row["name"] for row in json.loads(mooring("tasks", "--json")[1])] == list(TASKS)
+    assert [row["name"] for row in json.loads(mooring("tasks", "--json")[1])] == [*TASKS, *OWN]
 
 
 def test_the_environment_names_no_host_and_no_user(mooring: Mooring) -> None:

@@ -36,10 +36,13 @@ def compare(
     seeds: str | None = None,
     steps: int | None = None,
     task: str | None = None,
+    data: str | None = None,
+    model: str | None = None,
     baseline: str | None = None,
     budget: Annotated[Literal["steps", "gradients"] | None, Parameter(show_choices=False)] = None,
     output_dir: Path | None = None,
     jobs: int | None = None,
+    device: str | None = None,
     quick: Annotated[bool, Flag] = False,
     overwrite: Annotated[bool, Flag] = False,
     quiet: Annotated[bool, Flag] = False,
@@ -56,12 +59,15 @@ def compare(
         seeds: How many (10), which (0,3,7), or from-to (10-19). [default: 10]
         steps: Optimizer steps per trial. [default: 300]
         task: What to fine-tune on; see mooring tasks. [default: vision-fonts2digits]
+        data: The folder of your own data, for a recipe or another file whose task reads one.
+        model: A folder with config.json and model.safetensors, or a hub id: the pretrained model to start from.
         baseline: The method that the others are compared to. [default: adamw]
         budget: What every method gets alike: steps, or gradients (gradient evaluations, of which nso and sam take two
             per step: they then get half the steps, with the whole schedule over these). [default: steps]
         output_dir: Where to write; a folder from an earlier start is continued: finished trials are not run again,
             methods and seeds may be added. [default: runs/TIME-TASK]
-        jobs: Trials that run at the same time, each on one thread. [default: the number of cores]
+        jobs: Trials that run at the same time, each on one thread. [default: the number of cores; 1 on a GPU]
+        device: Where trials run: cpu, cuda or cuda:1. [default: cpu]
         quick: Three seeds, one start, 100 steps: under a minute, to see it work; too few seeds to resolve anything.
         overwrite: Delete what an earlier comparison wrote in the folder, and start anew.
         quiet: Print only the path of the report.
@@ -70,7 +76,9 @@ def compare(
     from mooring.cli.compare import run_compare
     from mooring.compare.request import Request
 
-    request = Request(config, task, methods, seeds, steps, baseline, quick, output_dir, overwrite, budget)
+    request = Request(
+        config, task, methods, seeds, steps, baseline, quick, output_dir, overwrite, budget, data, model, device
+    )
     return run_compare(request, jobs=jobs, quiet=quiet, as_json=json)
 
 

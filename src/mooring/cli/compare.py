@@ -27,8 +27,9 @@ def run_compare(request: Request, *, jobs: int | None, quiet: bool, as_json: boo
     """Run what is missing, then report; the exit code says how it went."""
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {jobs}")
-    jobs = jobs or usable_cores()
-    asked = resolve_request(request)
+    asked = resolve_request(request).identified()
+    on_cpu = asked.compare.device == "cpu"
+    jobs = jobs or (max(1, usable_cores() // asked.compare.threads) if on_cpu else 1)
     errors = Console(stderr=True)
     with folder_for(request, asked) as folder:
         environment = {**describe_environment(), "jobs": jobs}

@@ -14,7 +14,7 @@ from mooring.compare.config import ConfigError
 from mooring.compare.environment import describe_environment, describe_torch
 from mooring.finetune.errors import suggestion
 from mooring.finetune.methods import METHODS, MethodInfo
-from mooring.finetune.tasks.registry import TASKS
+from mooring.finetune.tasks.registry import OWN, TASKS
 
 _NUMBERS = ("gradients", "bytes", "passes", "collectives")
 
@@ -83,15 +83,17 @@ def _method(name: str, info: MethodInfo) -> dict[str, Any]:
 
 
 def list_tasks(*, as_json: bool) -> int:
-    """Print the embedded tasks."""
+    """Print the embedded tasks, and those on data of one's own."""
+    rows = [*TASKS.values(), *OWN.values()]
     if as_json:
-        _print_json([asdict(info) for info in TASKS.values()])
+        _print_json([asdict(info) for info in rows])
         return 0
     table = Table(box=None, pad_edge=False, header_style="dim")
     for head in ("task", "what it is", "OOD kinds"):
         table.add_column(head, no_wrap=head == "task")
-    for info in TASKS.values():
-        table.add_row(info.name, info.description, ", ".join(kind.replace("_", " ") for kind in info.ood_kinds))
+    for info in rows:
+        kinds = ", ".join(kind.replace("_", " ") for kind in info.ood_kinds)
+        table.add_row(info.name, info.description, kinds or "yours")
     Console().print(table)
     return 0
 

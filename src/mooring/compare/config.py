@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mooring.finetune.errors import SpecError, suggestion
 from mooring.finetune.methods import resolve
-from mooring.finetune.spec import MethodSpec, TaskSpec, TrainSpec, TrialSpec
+from mooring.finetune.spec import MethodSpec, TrainSpec, TrialSpec
+from mooring.finetune.task_spec import SPECS, AnyTask, OwnTaskSpec, TaskSpec
 
 DEFAULT_METHODS = ("adamw", "sgd", "adamp", "adams", "adamspd")
 DEFAULT_SEEDS = 10
@@ -21,7 +22,7 @@ ZERO_SHOT = "zero-shot"  # the row of the untouched start in tables and CSV file
 
 QUICK: dict[str, dict[str, Any]] = {
     "task": {"starts": 1},
-    "train": {"steps": 100, "eval_every": 20},
+    "train": {"steps": 100, "eval_every": 20, "epochs": 0},
     "compare": {"seeds": 3},
 }
 """What ``--quick`` changes: enough to see everything work in under a minute, too few seeds to resolve anything."""
@@ -48,12 +49,16 @@ class CompareSpec(_Section):
         budget: What all methods get alike. ``steps``: ``train.steps`` optimizer steps, whatever each costs.
             ``gradients``: as many gradient evaluations as that, so a method of two gradients per step takes half the
             steps, with the learning rate's schedule over these.
+        device: Where every trial runs: ``cpu``, ``cuda``, ``cuda:1``.
+        threads: torch's threads in every trial.
     """
 
     methods: tuple[MethodSpec, ...] = Field(default=DEFAULT_METHODS, validate_default=True)
     seeds: tuple[int, ...] = Field(default=DEFAULT_SEEDS, validate_default=True)
     baseline: str = ""
     budget: Literal["steps", "gradients"] = "steps"
+    device: str = Field(default="cpu", pattern=r"cpu|cuda(:\d+)?")
+    threads: int = Field(default=1, ge=1)
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -104,7 +109,7 @@ class RunConfig(_Section):
 
     sections: ClassVar[dict[str, type[BaseModel]]] = {"task": TaskSpec, "train": TrainSpec, "compare": CompareSpec}
 
-    task: TaskSpec = Field(default_factory=lambda: TaskSpec.model_validate({}))
+    task: AnyTask = Field(default_factory=lambda: TaskSpec.model_validate({}))
     train: TrainSpec = Field(default_factory=TrainSpec)
     compare: CompareSpec = Field(default_factory=CompareSpec)
 
@@ -131,10 +136,35 @@ class RunConfig(_Section):
     def trials(self) -> list[TrialSpec]:
         """Every trial of the grid: all methods of the first seed, then of the next, so that pairs finish together."""
         return [
-            TrialSpec(method=method, task=self.task, train=self.train_of(method), seed=seed)
+            TrialSpec(
+                method=method,
+                task=self.task,
+                train=self.train_of(method),
+                seed=seed,
+                threads=self.compare.threads,
+                device=self.compare.device,
+            )
             for seed in self.seeds
             for method in self.compare.methods
         ]
+
+    def identified(self) -> RunConfig:
+        """The same comparison with what its data and model say: their hashes, and the steps that ``epochs`` means.
+
+        An embedded task's stays as it is.
+
+        Raises:
+            SpecError: Data or model are not there, or not laid out as the task expects.
+            ConfigError: ``epochs`` with an embedded task, which has no passes to count.
+        """
+        if not isinstance(self.task, OwnTaskSpec):
+            if self.train.epochs:
+                raise ConfigError("train.epochs is for tasks on your own data; an embedded task takes train.steps")
+            return self
+        from mooring.finetune.own.identify import identify
+
+        task, examples = identify(self.task)
+        return self.model_copy(update={"task": task, "train": self.train.for_examples(examples)})
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that ``mooring compare`` reads back to the same configuration."""
@@ -312,17 +342,29 @@ def build_config(*layers: Mapping[str, Any], source: str = "") -> RunConfig:
 
 def _explain(problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
+    kind: type[BaseModel] | None = None
+    if location[0] == "task" and len(location) > 1 and location[1] in SPECS:
+        kind = SPECS[location.pop(1)]  # which description was asked for: no key of the file
     path = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        section = RunConfig.sections.get(location[0]) if len(location) > 1 else RunConfig
-        known = list(section.model_fields) if section else []
+        section = (kind or RunConfig.sections.get(location[0])) if len(location) > 1 else RunConfig
+        for name in location[1:-1]:
+            field = section.model_fields.get(name) if section else None
+            section = _described(field.annotation) if field else None
+        known = [name for name, field in section.model_fields.items() if not field.exclude] if section else []
         return f"unknown key {path!r}{suggestion(location[-1], known)}; the keys there are {', '.join(known)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         # Our own messages name the value; the task's and the baseline's name the key as well.
         return f"{path}: {message}" if len(location) > 1 else message
     if problem["type"] == "model_type":
-        section = RunConfig.sections[location[0]]
+        section = kind or RunConfig.sections[location[0]]
         return f"{path} should hold the keys {', '.join(section.model_fields)}, got {problem['input']!r}"
     message = message.removeprefix("Input should be ")
     return f"{path} should be {message}, got {problem['input']!r}"
+
+
+def _described(annotation: Any) -> type[BaseModel] | None:
+    """The description that a field holds, perhaps beside None."""
+    found = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, BaseModel)]
+    return found[0] if found else None

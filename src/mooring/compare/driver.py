@@ -73,7 +73,12 @@ def _prepare(runner: Runner, folder: RunFolder, config: RunConfig, seeds: set[in
     for seed in sorted(seeds):
         by_start[seed % config.task.starts][seed] = folder.zero_shot_file(seed)
     starts = [
-        Job(f"start {index}", worker.start, (config.task, index, by_start[index]), output / f"start_{index}.txt")
+        Job(
+            f"start {index}",
+            worker.start,
+            (config.task, index, by_start[index], config.compare.device, config.compare.threads),
+            output / f"start_{index}.txt",
+        )
         for index in sorted(by_start)
     ]
     _demand(runner, starts, progress)
@@ -149,4 +154,5 @@ class _Trials(Listener):
 
 
 def _scores(metrics: dict[str, Any]) -> str:
-    return f"ID {100 * metrics['id/accuracy']:5.1f}  OOD {100 * metrics['ood/accuracy']:5.1f}"
+    shown = (("ID", "id/accuracy"), ("OOD", "ood/accuracy"))
+    return "  ".join(f"{name} {100 * metrics[key]:5.1f}" for name, key in shown if key in metrics)

@@ -22,6 +22,8 @@ PACKAGES = (
     "jinja2",
     "rich",
     "cyclopts",
+    "transformers",
+    "peft",
 )
 
 

@@ -31,8 +31,9 @@ from mooring.compare.tables import (
 from mooring.compare.verdict import judge
 from mooring.finetune.files import write_text
 from mooring.finetune.methods import METHODS
-from mooring.finetune.spec import TaskSpec, TrainSpec
-from mooring.finetune.tasks.registry import TASKS
+from mooring.finetune.spec import TrainSpec
+from mooring.finetune.task_spec import OwnTaskSpec, TaskSpec
+from mooring.finetune.tasks.registry import task_info
 
 REPORT = "report.html"
 MARKDOWN = "report.md"
@@ -99,7 +100,7 @@ def _context(results: Results) -> dict[str, Any]:
     look = looks(results.labels)
     return {
         "config": config,
-        "task": TASKS[config.task.name],
+        "task": task_info(config.task.name),
         "baseline": results.baseline,
         "verdict": judge(results),
         "headline": build_table(results, headline),
@@ -120,6 +121,7 @@ def _context(results: Results) -> dict[str, Any]:
         "environment": results.environment,
         "command": command_for(config),
         "has_retention": results.has(metrics.RETENTION),
+        "has_shifts": bool(results.kinds),
     }
 
 
@@ -181,16 +183,27 @@ def _fairness(results: Results) -> list[str]:
         else "but not the same number of gradient evaluations: see the cost table"
     )
     side_by_side = f"; {jobs} trials ran side by side, so times carry each other's disturbance" if jobs > 1 else ""
+    retention = (
+        "Retention, the accuracy on the pretraining source, is a column of its own and no part of OOD: standing still "
+        "would win it."
+    )
+    threads = results.config.compare.threads
     return [
-        f"A seed fixes the training, validation and test examples, the order of the batches and which of {starts} "
-        f"pretrained start{'s' if starts > 1 else ''} is used; all methods share them, bit for bit{checked}.",
+        (
+            f"A seed fixes what is held out, the order and augmentation of the training examples and which of {starts} "
+            f"draws of the weights that are not pretrained is used; all methods share them, bit for bit{checked}."
+            if isinstance(task, OwnTaskSpec)
+            else "A seed fixes the training, validation and test examples, the order of the batches and which of "
+            f"{starts} pretrained start{'s' if starts > 1 else ''} is used; all methods share them, bit for "
+            f"bit{checked}."
+        ),
         _budget(results, effort),
         _tuning(results),
         "Every number is that of the last step. Nothing was selected on ID test or OOD data, and nothing was stopped "
         "early.",
-        f"Each trial had a process and one thread of its own{side_by_side}. Training time excludes evaluation.",
-        "Retention, the accuracy on the pretraining source, is a column of its own and no part of OOD: standing still "
-        "would win it.",
+        f"Each trial had a process and {'one thread' if threads == 1 else f'{threads} threads'} of its own"
+        f"{side_by_side}. Training time excludes evaluation.",
+        *([retention] if results.has(metrics.RETENTION) else []),
     ]
 
 
@@ -234,7 +247,7 @@ def _tuning(results: Results) -> str:
 
 
 def _statistics(results: Results) -> str:
-    found = compare_paired(results.values(metrics.OOD), results.baseline)
+    found = compare_paired(results.values(results.primary), results.baseline)
     attainable = ""
     if found:
         smallest = min(comparison.p_attainable for comparison in found.values())

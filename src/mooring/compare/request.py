@@ -25,6 +25,9 @@ class Request:
     output_dir: Path | None = None
     overwrite: bool = False
     budget: str | None = None
+    data: str | None = None
+    model: str | None = None
+    device: str | None = None
 
 
 def folder_for(request: Request, config: RunConfig) -> RunFolder:
@@ -64,13 +67,19 @@ def _added(stored: CompareSpec, asked: CompareSpec) -> list[dict[str, Any]]:
 
 def _options(request: Request) -> dict[str, dict[str, Any]]:
     given: dict[str, Mapping[str, Any]] = {
-        "task": {"name": request.task},
-        "train": {"steps": request.steps},
+        "task": {
+            "name": request.task,
+            "data": request.data,
+            "model": None if request.model is None else {"pretrained": request.model},
+        },
+        # So many steps, whatever the file says of epochs.
+        "train": {"steps": request.steps, "epochs": None if request.steps is None else 0},
         "compare": {
             "methods": request.methods,
             "seeds": request.seeds,
             "baseline": request.baseline,
             "budget": request.budget,
+            "device": request.device,
         },
     }
     return {

@@ -90,6 +90,11 @@ class Results:
         """Whether any finished trial measured it."""
         return metric.key in self.keys
 
+    @cached_property
+    def primary(self) -> Metric:
+        """What the methods are judged by: accuracy out of distribution, or where none was measured, in distribution."""
+        return metrics.OOD if self.has(metrics.OOD) else metrics.ID
+
     def values(self, metric: Metric) -> dict[str, dict[int, float]]:
         """Method → seed → value, over the finished trials."""
         found: dict[str, dict[int, float]] = {label: {} for label in self.labels}

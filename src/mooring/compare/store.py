@@ -196,13 +196,17 @@ def _read(path: Path) -> str:
 def differences(stored: RunConfig, asked: RunConfig) -> list[str]:
     """What keeps two configurations from sharing a folder, as ``key: there … , asked …``."""
     found = []
-    for section in ("task", "train"):
-        there, here = getattr(stored, section).model_dump(), getattr(asked, section).model_dump()
+    # Data and model by what is in them: a folder that was moved is no difference.
+    both = {"task": (stored.task.identity(), asked.task.identity())}
+    both["train"] = (stored.train.model_dump(), asked.train.model_dump())
+    held = {"budget", "device", "threads"}
+    both["compare"] = (stored.compare.model_dump(include=held), asked.compare.model_dump(include=held))
+    for section, (there, here) in both.items():
         found += [
-            f"{section}.{key} is {there[key]!r} there, {here[key]!r} asked" for key in there if there[key] != here[key]
+            f"{section}.{key} is {there.get(key)!r} there, {here.get(key)!r} asked"
+            for key in dict.fromkeys([*there, *here])
+            if there.get(key) != here.get(key)
         ]
-    if stored.compare.budget != asked.compare.budget:
-        found.append(f"compare.budget is {stored.compare.budget!r} there, {asked.compare.budget!r} asked")
     known = {slug_of(method.label): method for method in stored.compare.methods}
     for method in asked.compare.methods:
         other = known.get(slug_of(method.label))
@@ -221,14 +225,17 @@ def _union(stored: RunConfig, asked: RunConfig) -> RunConfig:
         "seeds": sorted({*stored.seeds, *asked.seeds}),
         "baseline": methods[slug_of(asked.baseline)].label if named else stored.baseline,
         "budget": stored.compare.budget,
+        "device": stored.compare.device,
+        "threads": stored.compare.threads,
     }
-    return stored.model_copy(update={"compare": type(stored.compare).model_validate(compare)})
+    # The task as asked: its data may have been moved.
+    return stored.model_copy(update={"task": asked.task, "compare": type(stored.compare).model_validate(compare)})
 
 
 def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The versions that differ between two environments, as ``torch 2.13 (now 2.14)``."""
     then, today = ({**env, **env.get("packages", {})} for env in (before, now))
-    names = ("mooring", "python", "processor", "torch", "numpy", "scikit-learn", "kornia")
+    names = ("mooring", "python", "processor", "torch", "numpy", "scikit-learn", "kornia", "transformers", "peft")
     return [
         f"{name} {then[name]} (now {today.get(name)})"
         for name in names

@@ -31,8 +31,9 @@ def print_results(console: Console, results: Results) -> None:
             console.print(everything)
         else:
             console.print(_means(results, build_table(results, columns), ()))
-            console.print()
-            console.print(_means(results, build_table(results, shifts), (), title="Each shift, accuracy in %"))
+            if shifts:
+                console.print()
+                console.print(_means(results, build_table(results, shifts), (), title="Each shift, accuracy in %"))
         if len(results.labels) > 1:
             console.print()
             table = build_table(results, [metric for metric in columns if not metric.is_cost])

@@ -23,7 +23,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One sentence about OOD accuracy, and what else is resolved or stands in the way.
+    """One sentence about the primary metric, and what else is resolved or stands in the way.
 
     Attributes:
         sentence: the answer.
@@ -37,14 +37,15 @@ class Verdict:
 
 
 def judge(results: Results) -> Verdict:
-    """Judge a comparison by its OOD accuracy."""
+    """Judge a comparison by its primary metric, OOD accuracy where there is one."""
     warnings = tuple(_warnings(results))
     others = [label for label in results.labels if label != results.baseline]
-    if not results.values(metrics.OOD)[results.baseline]:
+    primary = results.primary
+    if not results.values(primary)[results.baseline]:
         return Verdict(f"Nothing can be compared: the baseline {results.baseline} has no finished trial.", (), warnings)
     if not others:
         return Verdict(f"Nothing is compared: {results.baseline} is the only method.", (), warnings)
-    paired = compare_paired(results.values(metrics.OOD), results.baseline)
+    paired = compare_paired(results.values(primary), results.baseline)
     if not paired:
         return Verdict(
             f"Nothing can be compared: no method shares a finished seed with {results.baseline}.", (), warnings
@@ -61,12 +62,12 @@ def judge(results: Results) -> Verdict:
     points = [
         Point(metric.name, _findings(results, metric))
         for metric in (metrics.ID, metrics.RETENTION, metrics.DRIFT)
-        if results.has(metric)
+        if results.has(metric) and metric != primary
     ]
     by_shift = _by_shift(results)
     if by_shift:
         points.insert(0, Point("By shift", by_shift))
-    sentence = f"OOD accuracy: {_findings(results, metrics.OOD).removesuffix('.')} ({_seeds_text(paired)})."
+    sentence = f"{primary.name}: {_findings(results, primary).removesuffix('.')} ({_seeds_text(paired)})."
     return Verdict(sentence, tuple(points), warnings)
 
 

@@ -95,22 +95,26 @@ def check_methods(methods: list[Any], report: Report) -> None:
             report({"event": "message", "text": warning})
 
 
-def start(task: Any, index: int, seeds: dict[int, Path], report: Report) -> None:
+def start(task: Any, index: int, seeds: dict[int, Path], device: str, threads: int, report: Report) -> None:
     """Make one pretrained start if the cache lacks it, and evaluate it untouched on its seeds' splits.
 
     Args:
         task: the task's specification.
         index: which start.
         seeds: the seeds that begin from it, each with the file that its zero-shot metrics go to.
+        device: where it is evaluated.
+        threads: torch's threads.
         report: takes events.
     """
     from mooring.finetune import tasks
     from mooring.finetune.files import write_json
+    from mooring.finetune.task_spec import OwnTaskSpec
     from mooring.finetune.tasks.starts import load_start
 
-    load_start(task, index, report)
+    if not isinstance(task, OwnTaskSpec):
+        load_start(task, index, report)
     for seed, path in seeds.items():
-        write_json(path, tasks.zero_shot(task, seed))
+        write_json(path, tasks.zero_shot(task, seed, device, threads))
 
 
 def trial(spec: Any, folder: Path, report: Report) -> None:

@@ -1,18 +1,44 @@
-"""Examples held in memory, and how they are dealt into splits and batches."""
+"""Examples, in memory or read when they are needed, and how they are dealt into splits and batches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
+class Examples(ABC):
+    """Examples with labels, wherever they are: `rows` brings some of them into memory."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where `rows` puts them."""
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Split:
+        """The examples at these rows."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Examples:
+        """The same examples on a device."""
+
+    def stream(self, order: Tensor) -> Iterator[Split]:
+        """A training batch for every row of ``order``, ``(steps, batch_size)``."""
+        for rows in order:
+            yield self.rows(rows)
+
+
 @dataclass(frozen=True)
-class Split:
-    """Inputs and integer labels of the same length."""
+class Split(Examples):
+    """Inputs and integer labels of the same length, in memory."""
 
     inputs: Tensor
     labels: Tensor
@@ -20,8 +46,14 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the labels are, and the inputs."""
+        return self.labels.device
+
     def rows(self, index: Tensor) -> Split:
         """The examples at these rows."""
+        index = index.to(self.device)
         return Split(self.inputs[index], self.labels[index])
 
     def to(self, device: torch.device) -> Split:
@@ -36,11 +68,13 @@ class TaskData:
     Attributes:
         train: The examples that are fine-tuned on.
         evaluation: By name: ``id_val`` (the only split any choice may look at), ``id``, ``ood.<kind>`` or
-            ``ood.<kind>.<severity>``, ``retention``.
+            ``ood.<kind>.<severity>``, ``retention``. Only ``id`` is always there.
+        train_sample: What is evaluated as ``train``: by default the training examples, all of them.
     """
 
-    train: Split
-    evaluation: dict[str, Split]
+    train: Examples
+    evaluation: Mapping[str, Examples]
+    train_sample: Examples | None = None
 
 
 def deal(labels: Tensor, sizes: Sequence[int], generator: torch.Generator) -> list[Tensor]:

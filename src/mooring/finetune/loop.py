@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mooring.finetune.data import Split, batches
+from mooring.finetune.data import Examples, Split, batches
 from mooring.finetune.errors import TrialError
 from mooring.finetune.optimizers import needs_closure
 from mooring.finetune.seeds import generator
 from mooring.finetune.spec import TrialSpec
-from mooring.finetune.tasks.base import Task
+from mooring.finetune.tasks.base import Objective
 from mooring.perturb.frame import Perturbed
 
 
@@ -39,10 +39,10 @@ class Progress:
 
 def train(
     spec: TrialSpec,
-    task: Task,
+    task: Objective,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    examples: Split,
+    examples: Examples,
     between_steps: Callable[[Progress], None],
 ) -> Progress:
     """Fine-tune the model in place; ``between_steps`` is called before the first step and after every step.
@@ -58,11 +58,11 @@ def train(
     progress = Progress(lr=full_lr[0] * spec.train.lr_factor(0))
     model.train()
     between_steps(progress)
-    for step, rows in enumerate(order):
+    for step, batch in enumerate(examples.stream(order)):
         for group, lr in zip(optimizer.param_groups, full_lr, strict=True):
             _set_lr(group, lr * spec.train.lr_factor(step))
         progress.lr = float(optimizer.param_groups[0]["lr"])
-        _step(spec, task, model, optimizer, examples.rows(rows.to(examples.labels.device)), progress)
+        _step(spec, task, model, optimizer, batch, progress)
         between_steps(progress)
     return progress
 
@@ -77,7 +77,7 @@ def _set_lr(group: dict[str, object], lr: float) -> None:
 
 def _step(
     spec: TrialSpec,
-    task: Task,
+    task: Objective,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Split,

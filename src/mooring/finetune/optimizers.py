@@ -30,15 +30,24 @@ def load_class(method: MethodSpec) -> type[torch.optim.Optimizer]:
 
 
 def build_optimizer(
-    method: MethodSpec, model: nn.Module, *, seed: int = 0, steps: int | None = None
+    method: MethodSpec,
+    model: nn.Module,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    head: tuple[str, ...] = (),
 ) -> torch.optim.Optimizer:
-    """Build the optimizer over the model's parameters, with their names where the class takes names.
+    """Build the optimizer over the model's trained parameters, with their names where the class takes names.
+
+    Nothing is held to an initial value that is not pretrained: for optimizers with anchors, the head and adapters
+    (names with ``lora_``) are groups of their own, without an anchor and with one of zero.
 
     Args:
         method: What to build.
         model: Whose parameters it moves.
         seed: Of the noise, where the method draws any.
         steps: The length of the training: where a schedule of the noise names none, it runs over this.
+        head: Prefixes of the names of new parameters, which have no pretrained value.
 
     Raises:
         SpecError: The class, a rule or the perturbation cannot be found, or refuses its options.
@@ -53,15 +62,17 @@ def build_optimizer(
     def build(params: Any) -> torch.optim.Optimizer:
         return recipe_optimizer(method, cls, params, options) if method.rules else cls(params, **options)
 
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    anchored = method.wrap or issubclass(cls, Optimizer)
     try:
-        optimizer = build(model.named_parameters())
+        optimizer = build(_by_anchor(named, head) if anchored else named)
     except SpecError:
         raise
     except Exception:
         # A class that looks into its parameters before torch's constructor does may not know (name, parameter) pairs.
         # What is wrong with the options, if that was it, is said by the second attempt.
         try:
-            optimizer = build(model.parameters())
+            optimizer = build([p for _, p in named])
         except Exception as error:
             raise SpecError(f"method {method.label!r}: {_refused(method, options)}: {error}") from error
     if not all("lr" in group for group in optimizer.param_groups):
@@ -69,6 +80,17 @@ def build_optimizer(
     if method.wrap and needs_closure(optimizer.base):  # type: ignore[attr-defined]
         raise SpecError(f"method {method.label!r}: {method.optimizer} cannot be wrapped, its step needs a closure")
     return _perturbed(method, optimizer, model, seed, steps) if method.perturb else optimizer
+
+
+def _by_anchor(named: list[tuple[str, nn.Parameter]], head: tuple[str, ...]) -> list[Any]:
+    new = {name for name, _ in named if any(name == one or name.startswith(f"{one}.") for one in head)}
+    added = {name for name, _ in named if "lora_" in name} - new
+    groups: list[dict[str, Any]] = [
+        {"params": [(name, p) for name, p in named if name not in new | added]},
+        {"params": [(name, p) for name, p in named if name in added], "anchor": "zero"},
+        {"params": [(name, p) for name, p in named if name in new], "anchor": None},
+    ]
+    return [group for group in groups if group["params"]] if new or added else list(named)
 
 
 def _perturbed(

@@ -9,20 +9,13 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from mooring import _RULES as RULES
 from mooring.finetune import perturbations
 from mooring.finetune.errors import suggestion
-from mooring.finetune.tasks.registry import task_info
+from mooring.finetune.task_spec import AnyTask, Spec
+from mooring.finetune.task_spec import TaskSpec as TaskSpec  # a part of a trial, asked for here
 
 RESULT_VERSION = 1
 """Part of every trial's key. Raise it when a change to this package changes what a trial computes, so that a folder
@@ -31,12 +24,7 @@ of finished trials is never continued with trials that mean something else."""
 MODULE_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-class _Spec(BaseModel):
-    # Unknown keys are errors: a misspelt option that is silently ignored would make a comparison wrong.
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MethodSpec(_Spec):
+class MethodSpec(Spec):
     """An optimizer class, the keyword arguments it is built with, its rules, and where its gradients are taken.
 
     Attributes:
@@ -54,10 +42,10 @@ class MethodSpec(_Spec):
 
     label: str = Field(min_length=1)
     optimizer: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     rules: tuple[dict[str, Any], ...] = ()
     wrap: bool = False
-    perturb: dict[str, dict[str, Any]] = {}
+    perturb: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @field_validator("optimizer")
     @classmethod
@@ -159,50 +147,55 @@ def _rule_text(name: str, arguments: Any) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
 
 
-class TaskSpec(_Spec):
-    """Which task, and how its pretrained starts are made.
-
-    Attributes:
-        name: A name of the registry of tasks.
-        data_seed: Seeds everything drawn for the task: pretraining, splits, corruptions.
-        starts: How many pretrained starts there are; a trial with seed ``s`` uses start ``s % starts``.
-        pretrain_steps: Optimizer steps of the pretraining; 0 stands for the task's own number, which replaces it.
-        pretrain_examples: Source examples of the pretraining; 0 likewise.
-    """
-
-    name: str = "vision-fonts2digits"
-    data_seed: int = Field(default=0, ge=0)
-    starts: int = Field(default=5, ge=1)
-    pretrain_steps: int = Field(default=0, ge=0)
-    pretrain_examples: int = Field(default=0, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_the_task(cls, data: Any) -> Any:
-        # Resolved here rather than when the task runs, so that a saved specification says what was done.
-        if not isinstance(data, dict):
-            return data
-        info = task_info(str(data.get("name", cls.model_fields["name"].default)))
-        own = {"pretrain_steps": info.pretrain_steps, "pretrain_examples": info.pretrain_examples}
-        return {**data, **{name: value for name, value in own.items() if not data.get(name)}}
-
-
-class TrainSpec(_Spec):
+class TrainSpec(Spec):
     """How the fine-tuning runs, the same for every method of a comparison.
 
     Attributes:
         steps: Optimizer steps.
         batch_size: Examples per step.
         schedule: What the learning rate does after the warm-up: falls to zero along a cosine, or linearly, or stays.
+            Or, ``step``, it is multiplied by ``drop_factor`` after every ``drop_every`` of the training.
         warmup: The share of the steps over which the learning rate rises linearly to its full value.
         eval_every: Steps between evaluations; the start and the last step are always evaluated.
+        epochs: Passes over the training examples, for a task on data of one's own: it sets ``steps`` (whole batches of
+            each pass counted), and ``eval_every``, where that is not given, to one pass. 0: ``steps`` says how long.
+        drop_every: With schedule ``step``: the share of the steps between two drops (0.4 of 200 epochs: after 80, 160).
+        drop_factor: With schedule ``step``: what a drop multiplies the learning rate by.
     """
 
     steps: int = Field(default=300, ge=1)
     batch_size: int = Field(default=32, ge=2)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"
     warmup: float = Field(default=0.1, ge=0.0, lt=1.0)
     eval_every: int = Field(default=30, ge=1)
+    epochs: int = Field(default=0, ge=0)
+    drop_every: float = Field(default=0.0, ge=0.0, lt=1.0)
+    drop_factor: float = Field(default=0.1, gt=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _drops_belong_to_the_step_schedule(self) -> TrainSpec:
+        if (self.schedule == "step") != (self.drop_every > 0):
+            raise ValueError(
+                "schedule 'step' and drop_every (the share of the steps between two drops) go together, "
+                f"got schedule {self.schedule!r} and drop_every {self.drop_every:g}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A training without them is written, and hashed, as it was before there were any: its trials stay finished.
+        content: dict[str, Any] = handler(self)
+        unused = set() if self.epochs else {"epochs"}
+        unused |= set() if self.schedule == "step" else {"drop_every", "drop_factor"}
+        return {name: value for name, value in content.items() if name not in unused}
+
+    def for_examples(self, count: int) -> TrainSpec:
+        """The same training with ``steps``, and ``eval_every`` if it was not given, set by the number of examples."""
+        if not self.epochs:
+            return self
+        per_epoch = max(1, count // self.batch_size)
+        every = {} if "eval_every" in self.model_fields_set else {"eval_every": per_epoch}
+        return TrainSpec.model_validate({**self.model_dump(), "steps": self.epochs * per_epoch, **every})
 
     def with_budget_of(self, gradients_per_step: int) -> TrainSpec:
         """The same training in as many gradient evaluations as ``steps`` steps of one gradient each take.
@@ -213,22 +206,29 @@ class TrainSpec(_Spec):
         steps, every = self.steps // gradients_per_step, self.eval_every // gradients_per_step
         return self.model_copy(update={"steps": max(1, steps), "eval_every": max(1, every)})
 
+    def _drops(self) -> list[float]:
+        count = math.ceil(1 / self.drop_every - 1e-6) - 1
+        return [number * self.drop_every * self.steps for number in range(1, count + 1)]
+
     def lr_factor(self, step: int) -> float:
         """What multiplies the learning rate at ``step`` (counted from 0); never zero, so every step trains."""
         warm = round(self.warmup * self.steps)
         if step < warm:
             return (step + 1) / warm
+        if self.schedule == "step":
+            # A share such as 1/3 is not exact in binary: the drop belongs to the step that it rounds to.
+            return float(self.drop_factor ** sum(step >= round(at) for at in self._drops()))
         done = (step - warm) / (self.steps - warm)
         if self.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
         return 1 - done if self.schedule == "linear" else 1.0
 
 
-class TrialSpec(_Spec):
+class TrialSpec(Spec):
     """One trial: a method, a task, a way to train and a seed."""
 
     method: MethodSpec
-    task: TaskSpec = Field(default_factory=TaskSpec)
+    task: AnyTask = Field(default_factory=TaskSpec)
     train: TrainSpec = Field(default_factory=TrainSpec)
     seed: int = Field(ge=0)
     threads: int = Field(default=1, ge=1)
@@ -243,6 +243,7 @@ class TrialSpec(_Spec):
         """A short hash of everything that determines the result; the method's label is not part of it."""
         content = self.model_dump(mode="json")
         del content["method"]["label"]
+        content["task"] = self.task.identity()
         content["version"] = RESULT_VERSION
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -23,7 +23,7 @@ from mooring.finetune.errors import SpecError, TrialError
 from mooring.finetune.evaluate import evaluation_splits, predict
 from mooring.finetune.files import write_atomic, write_json, write_jsonl, write_text
 from mooring.finetune.loop import Progress, train
-from mooring.finetune.metrics import Prediction, save_predictions, summarize
+from mooring.finetune.metrics import Prediction, Scored, save_predictions, summarize
 from mooring.finetune.optimizers import build_optimizer, pipeline, state_bytes
 from mooring.finetune.seeds import own_global_rng, threads
 from mooring.finetune.spec import TrialSpec
@@ -80,26 +80,27 @@ class _Trial:
     ) -> None:
         self.spec, self.folder, self.report, self.start = spec, folder, report, start
         self.model = start.model.to(device)
-        self.optimizer = build_optimizer(spec.method, self.model, seed=spec.seed, steps=spec.train.steps)
+        self.optimizer = build_optimizer(
+            spec.method, self.model, seed=spec.seed, steps=spec.train.steps, head=start.head
+        )
+        self.examples = start.data.train.to(device)
         self.splits = {name: split.to(device) for name, split in evaluation_splits(start.data).items()}
         self.rows: list[dict[str, float]] = []
-        self.predictions: dict[str, Prediction] = {}
+        self.predictions: dict[str, Prediction | Scored] = {}
         self.reported = -math.inf
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
     def run(self) -> dict[str, float]:
-        progress = train(
-            self.spec, self.start.task, self.model, self.optimizer, self.splits["train"], self.between_steps
-        )
-        moved = drift(self.model, self.start.state)
+        progress = train(self.spec, self.start.task, self.model, self.optimizer, self.examples, self.between_steps)
+        moved = drift(_trained(self.model), self.start.state)
         final = {
             **summarize(self.predictions),
             **drift_files.metrics(moved),
             "time/train_s": progress.train_seconds,
             "time/step_s": statistics.median(progress.step_seconds),
             "time/step_update_s": statistics.median(progress.update_seconds),
-            "memory/peak_bytes": _peak_bytes(self.splits["train"].inputs.device),
+            "memory/peak_bytes": _peak_bytes(self.examples.device),
             "memory/optimizer_state_bytes": state_bytes(self.optimizer),
             "cost/gradient_evaluations": progress.gradient_evaluations,
             "start": self.spec.start,
@@ -128,7 +129,7 @@ class _Trial:
             "lr": progress.lr,
         }
         row |= summarize(self.predictions)
-        row |= drift_files.metrics(drift(self.model, self.start.state))
+        row |= drift_files.metrics(drift(_trained(self.model), self.start.state))
         row["weight_norm"] = weight_norm(self.model)
         if progress.losses_since_evaluation:
             row["train/batch_loss"] = statistics.fmean(progress.losses_since_evaluation)
@@ -145,8 +146,15 @@ class _Trial:
 
 
 def _on_cpu(model: nn.Module) -> dict[str, Tensor]:
-    # Copies: weights that share memory, as tied ones do, are more than the file's format takes.
-    return {name: x.detach().to("cpu", copy=True).contiguous() for name, x in model.state_dict().items()}
+    # Copies: weights that share memory, as tied ones do, are more than the file's format takes. What is frozen lies
+    # where it was loaded from.
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    kept = {name: x.detach() for name, x in model.state_dict().items() if name not in frozen}
+    return {name: x.to("cpu", copy=True).contiguous() for name, x in kept.items()}
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _device(name: str) -> torch.device:
@@ -162,7 +170,8 @@ def _device(name: str) -> torch.device:
 
 
 def _provenance(start: Start, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    installed = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "kornia", "safetensors")}
+    packages = ("torch", "numpy", "kornia", "safetensors", *getattr(start.task, "packages", ()))
+    installed = {name: importlib.metadata.version(name) for name in packages}
     return {
         "start_sha256": start.sha256,
         "pipeline": pipeline(optimizer),

@@ -126,7 +126,11 @@ def ece(logits: Any, labels: Any, bins: int = BINS, *, equal_mass: bool = False)
         ValueError: for shapes that do not fit, labels that are no class, or ``bins`` < 1.
     """
     logits, labels = _checked(logits, labels)
-    confidence, correct = _confidence(logits), _correct(logits, labels)
+    return ece_of(_confidence(logits), _correct(logits, labels), bins, equal_mass=equal_mass)
+
+
+def ece_of(confidence: Any, correct: Any, bins: int = BINS, *, equal_mass: bool = False) -> float:
+    """The same from each example's confidence and whether it is right, where its logits were not kept."""
     index = _ranked(confidence, bins) if equal_mass else _bin_of(confidence, bins)
     gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))

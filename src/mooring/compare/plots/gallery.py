@@ -37,8 +37,10 @@ def draw(results: Results) -> dict[str, list[Panel]]:
         "scatter": [
             accuracy_scatter(results, metrics.ID, metrics.OOD, "id_ood"),
             accuracy_scatter(results, metrics.ID, metrics.OOD, "id_ood_methods", with_start=False),
-        ],
-        "shifts": [shifts_by_severity(results, "shifts"), *shift_scatters[:1]],
+        ]
+        if results.has(metrics.OOD)
+        else [],
+        "shifts": [shifts_by_severity(results, "shifts"), *shift_scatters[:1]] if results.kinds else [],
         "shift_scatter": shift_scatters[1:],
         "retention": [
             accuracy_scatter(results, metrics.ID, metrics.RETENTION, "id_retention"),

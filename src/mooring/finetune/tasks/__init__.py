@@ -24,8 +24,8 @@ def prepare(task: TaskSpec, progress: Callable[[dict[str, Any]], None] | None = 
     starts.prepare(task, progress or silent)
 
 
-def zero_shot(task: TaskSpec, seed: int) -> dict[str, float]:
+def zero_shot(task: TaskSpec, seed: int, device: str = "cpu", threads: int = 1) -> dict[str, float]:
     """The metrics of the untouched start on the splits of one seed."""
     from mooring.finetune.tasks import starts
 
-    return starts.zero_shot(task, seed)
+    return starts.zero_shot(task, seed, device, threads)

@@ -9,14 +9,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mooring.finetune.data import Split, TaskData
-from mooring.finetune.metrics import Prediction
+from mooring.finetune.data import Examples, Split, TaskData
+from mooring.finetune.metrics import Prediction, Scored
 from mooring.finetune.spec import TaskSpec
 
 _CHUNK = 1024
 
 
-class Task(ABC):
+class Objective(ABC):
+    """A model, what its loss is, and what it predicts."""
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """A fresh model, initialised from torch's global generator (which the caller has seeded)."""
+
+    def loss(self, model: nn.Module, batch: Split) -> Tensor:
+        """The mean loss of one batch: cross-entropy over the last dimension of the logits, for every label."""
+        logits = model(batch.inputs)
+        return cross_entropy(logits.flatten(0, -2), batch.labels.flatten())
+
+    def logits(self, model: nn.Module, split: Examples) -> Prediction | Scored:
+        """Logits, one row per label, of a split whose model is in evaluation mode without gradients."""
+        chunks = [split.rows(rows) for rows in torch.split(torch.arange(len(split)), _CHUNK)]
+        logits = torch.cat([model(chunk.inputs).flatten(0, -2) for chunk in chunks])
+        labels = torch.cat([chunk.labels.flatten() for chunk in chunks])
+        return Prediction(logits.float().cpu().numpy(), labels.cpu().numpy())
+
+
+class Task(Objective):
     """A source to pretrain on, a target to fine-tune on, and ways in which the world may differ from the target.
 
     Attributes:
@@ -37,27 +57,12 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def model(self) -> nn.Module:
-        """A fresh model, initialised from torch's global generator (which the caller has seeded)."""
-
-    @abstractmethod
     def source(self, start: int) -> Split:
         """The pretraining examples of one start."""
 
     @abstractmethod
     def fixed(self) -> dict[str, Tensor]:
         """What all seeds share and is slow to make: made once and cached. Holds ``retention.inputs``/``.labels``."""
-
-    def loss(self, model: nn.Module, batch: Split) -> Tensor:
-        """The mean loss of one batch: cross-entropy over the last dimension of the logits, for every label."""
-        logits = model(batch.inputs)
-        return cross_entropy(logits.flatten(0, -2), batch.labels.flatten())
-
-    def logits(self, model: nn.Module, split: Split) -> Prediction:
-        """Logits, one row per label, of a split whose model is in evaluation mode without gradients."""
-        rows = range(0, len(split), _CHUNK)
-        logits = torch.cat([model(split.inputs[first : first + _CHUNK]).flatten(0, -2) for first in rows])
-        return Prediction(logits.float().cpu().numpy(), split.labels.flatten().cpu().numpy())
 
     @abstractmethod
     def data(self, seed: int, fixed: dict[str, Tensor]) -> TaskData:

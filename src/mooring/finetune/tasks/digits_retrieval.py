@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from mooring.finetune.corruptions import SEVERITIES, corrupt
-from mooring.finetune.data import Split, TaskData, deal
+from mooring.finetune.data import Examples, Split, TaskData, deal
 from mooring.finetune.metrics import Prediction
 from mooring.finetune.models import ConvNet
 from mooring.finetune.seeds import generator
@@ -103,10 +103,11 @@ class DigitsRetrieval(Task):
         cosines: Tensor = model.cosines(batch.inputs)  # type: ignore[operator]
         return cross_entropy(SCALE * cosines, batch.labels % DIGITS + SEEN * (batch.labels // DIGITS))
 
-    def logits(self, model: nn.Module, split: Split) -> Prediction:
+    def logits(self, model: nn.Module, split: Examples) -> Prediction:
         """Scaled similarities to the nearest other picture of each class: the largest one is what retrieval finds."""
-        found = SCALE * best_similarities(model(split.inputs).float(), split.labels)
-        return Prediction(found.cpu().numpy(), split.labels.cpu().numpy())
+        pictures = split.rows(torch.arange(len(split)))
+        found = SCALE * best_similarities(model(pictures.inputs).float(), pictures.labels)
+        return Prediction(found.cpu().numpy(), pictures.labels.cpu().numpy())
 
     def data(self, seed: int, fixed: dict[str, Tensor]) -> TaskData:
         """Seen digits to train on; unseen ones dealt into validation and test; unseen ones of later rows."""

@@ -1,4 +1,7 @@
-"""The embedded tasks, one row each. Importing this module does not import torch; a task's own module does."""
+"""The tasks, one row each: those that are embedded, and those on data of one's own.
+
+Importing this module does not import torch; a task's own module does.
+"""
 
 from __future__ import annotations
 
@@ -78,8 +81,32 @@ TASKS: dict[str, TaskInfo] = {
 }
 
 
+OWN: dict[str, TaskInfo] = {
+    row.name: row
+    for row in (
+        TaskInfo(
+            name="image-folder",
+            implementation="mooring.finetune.own.image_folder:ImageFolder",
+            description="Your images: a folder per class, or lists of files; domains of their own are OOD.",
+            ood_kinds=(),
+            pretrain_examples=0,
+            pretrain_steps=0,
+        ),
+        TaskInfo(
+            name="cifar",
+            implementation="mooring.finetune.own.cifar:Cifar",
+            description="CIFAR-10 or CIFAR-100 on your disk, in the binary version.",
+            ood_kinds=(),
+            pretrain_examples=0,
+            pretrain_steps=0,
+        ),
+    )
+}
+
+
 def task_info(name: str) -> TaskInfo:
     """The registry's row for ``name``; an unknown name is an error that suggests the nearest one."""
-    if name not in TASKS:
-        raise SpecError(f"unknown task {name!r}{suggestion(name, TASKS)}; the tasks are {', '.join(TASKS)}")
-    return TASKS[name]
+    rows = {**TASKS, **OWN}
+    if name not in rows:
+        raise SpecError(f"unknown task {name!r}{suggestion(name, rows)}; the tasks are {', '.join(rows)}")
+    return rows[name]

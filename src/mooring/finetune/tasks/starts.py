@@ -19,19 +19,30 @@ from mooring.finetune.metrics import accuracy, summarize
 from mooring.finetune.pretrain import pretrain
 from mooring.finetune.seeds import generator, own_global_rng, threads
 from mooring.finetune.spec import TaskSpec
-from mooring.finetune.tasks.base import Task
+from mooring.finetune.task_spec import OwnTaskSpec
+from mooring.finetune.tasks.base import Objective, Task
 from mooring.finetune.tasks.registry import task_info
 
 
 @dataclass(frozen=True)
 class Start:
-    """A pretrained model with the splits of one seed, and the task that says what its loss is."""
+    """A model to begin from with the splits of one seed, and the task that says what its loss is.
 
-    task: Task
+    Attributes:
+        task: What the loss is, and the predictions.
+        model: The model, in which ``state`` is loaded.
+        state: The parameters as they are at the start, of those that are trained.
+        data: The splits.
+        sha256: Of the state.
+        head: Prefixes of the names of parameters that have no pretrained value: no anchor holds them.
+    """
+
+    task: Objective
     model: nn.Module
     state: dict[str, Tensor]
     data: TaskData
     sha256: str
+    head: tuple[str, ...] = ()
 
 
 def load_task(spec: TaskSpec) -> Task:
@@ -48,6 +59,8 @@ def prepare(spec: TaskSpec, progress: Progress = silent) -> None:
     ``{"event": "start", "start", "starts", "source_accuracy", "cached"}`` when it is there, and
     ``{"event": "message", "text"}`` where something of the cache had to be made again.
     """
+    if isinstance(spec, OwnTaskSpec):
+        return  # the start is the model that is given
     task = load_task(spec)
     fixed = _fixed(task, progress).tensors
     for index in range(spec.starts):
@@ -65,6 +78,8 @@ def prepare(spec: TaskSpec, progress: Progress = silent) -> None:
 
 def load_start(spec: TaskSpec, seed: int, progress: Progress = silent) -> Start:
     """The start and the data of one seed; what is missing in the cache is made."""
+    if isinstance(spec, OwnTaskSpec):
+        return _given_start(spec, seed)
     task = load_task(spec)
     fixed = _fixed(task, progress).tensors
     entry = _start(task, seed % spec.starts, fixed, progress)
@@ -74,11 +89,29 @@ def load_start(spec: TaskSpec, seed: int, progress: Progress = silent) -> Start:
     return Start(task, model, entry.tensors, task.data(seed, fixed), entry.sha256)
 
 
-def zero_shot(spec: TaskSpec, seed: int) -> dict[str, float]:
-    """The metrics of the untouched start on the splits of one seed."""
-    with threads(1):
+def _given_start(spec: OwnTaskSpec, seed: int) -> Start:
+    # Imported here: nothing of these tasks is needed where an embedded one runs.
+    from mooring.finetune.own.task import load_own_task
+
+    task = load_own_task(spec)
+    data = task.data(seed)
+    # What a model draws, all of it or a new head, belongs to the start and not to the seed, as in the other tasks.
+    with own_global_rng(torch.device("cpu"), "initialisation", spec.name, spec.data_seed, seed % spec.starts):
+        model = task.model()
+    state = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    digest = hashlib.sha256()
+    for tensor in state.values():
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return Start(task, model, state, data, digest.hexdigest(), task.head(model))
+
+
+def zero_shot(spec: TaskSpec, seed: int, device: str = "cpu", count: int = 1) -> dict[str, float]:
+    """The metrics of the untouched start on the splits of one seed, on a device and with ``count`` threads."""
+    with threads(count):
         start = load_start(spec, seed)
-        metrics = summarize(predict(start.task, start.model, evaluation_splits(start.data)))
+        place = torch.device(device)
+        splits = {name: split.to(place) for name, split in evaluation_splits(start.data).items()}
+        metrics = summarize(predict(start.task, start.model.to(place), splits))
     return {**metrics, "drift/l2": 0.0, "drift/relative": 0.0}
 
 
