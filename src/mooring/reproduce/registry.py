@@ -59,6 +59,30 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             LAMB,
             (0.1, 0.1),
         ),
+        ExperimentInfo(
+            "noisy-quadratic",
+            "AdamW decays more strongly where gradients are noisier; stable decay does not.",
+            SWD,
+            (0.6, 0.3),
+        ),
+        ExperimentInfo(
+            "two-layer-drift",
+            "Selective decay keeps the drift of a layer that the task does not need, at a loss 30 times below L2-SP's.",
+            SPD,
+            (0.5, 0.3),
+        ),
+        ExperimentInfo(
+            "variance-orders",
+            "The variance of a gradient at one noisy point is of order σ², at a pair of points of order σ⁴.",
+            NSO,
+            (0.2, 0.1),
+        ),
+        ExperimentInfo(
+            "noise-stability",
+            "Noise of size σ on the weights raises the loss by σ²/2 times the trace of the Hessian.",
+            NSO,
+            (0.2, 0.1),
+        ),
     )
 }
 
