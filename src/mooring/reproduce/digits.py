@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mooring.finetune.data import Split, batches
+from mooring.finetune.corruptions import CORRUPTIONS
+from mooring.finetune.data import Examples, Split, batches
 from mooring.finetune.models import ConvNet
 from mooring.finetune.seeds import generator, own_global_rng
 from mooring.finetune.spec import TaskSpec, TrainSpec
 from mooring.finetune.tasks.starts import Start, load_start
+from mooring.measure.distance import drift
 from mooring.perturb.frame import Perturbed
 
 EARLY, LATER = slice(0, 1000), slice(1000, None)
@@ -45,6 +47,11 @@ def fresh(seed: int, **options: int) -> ConvNet:
         return ConvNet(**options)
 
 
+def whole(examples: Examples) -> Split:
+    """All of them, in memory."""
+    return examples.rows(torch.arange(len(examples)))
+
+
 def loss(model: nn.Module, examples: Split) -> Tensor:
     """Mean cross-entropy."""
     return cross_entropy(model(examples.inputs), examples.labels)
@@ -53,7 +60,7 @@ def loss(model: nn.Module, examples: Split) -> Tensor:
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    examples: Split,
+    examples: Examples,
     steps: int,
     seed: int,
     *,
@@ -100,11 +107,33 @@ def train(
 
 
 @torch.no_grad()
-def score(model: nn.Module, examples: Split) -> tuple[float, float]:
+def score(model: nn.Module, examples: Examples) -> tuple[float, float]:
     """Accuracy in percent and mean cross-entropy, in evaluation mode; the mode is put back."""
     was_training = model.training
     model.eval()
-    logits = torch.cat([model(x) for x in examples.inputs.split(1024)])
+    split = whole(examples)
+    logits = torch.cat([model(x) for x in split.inputs.split(1024)])
     model.train(was_training)
-    right = (logits.argmax(1) == examples.labels).double().mean()
-    return 100 * float(right), float(cross_entropy(logits, examples.labels))
+    right = (logits.argmax(1) == split.labels).double().mean()
+    return 100 * float(right), float(cross_entropy(logits, split.labels))
+
+
+def report(start: Start) -> dict[str, float]:
+    """What fine-tuning made of a start: accuracies in percent, and how far the weights went.
+
+    ``id``, ``later`` rows, ``corruptions`` (mean over kinds and severities), ``retention`` of the printed source;
+    ``train_loss`` and ``test_loss`` (cross-entropy of the training and the ID test images); ``drift``, the Euclidean
+    distance of all weights from the start.
+    """
+    splits = start.data.evaluation
+    corrupted = [split for name, split in splits.items() if name.split(".")[:2][-1] in CORRUPTIONS]
+    right, test_loss = score(start.model, splits["id"])
+    return {
+        "id": right,
+        "later": score(start.model, splits["ood.later_rows"])[0],
+        "corruptions": sum(score(start.model, split)[0] for split in corrupted) / len(corrupted),
+        "retention": score(start.model, splits["retention"])[0],
+        "train_loss": score(start.model, start.data.train)[1],
+        "test_loss": test_loss,
+        "drift": drift(start.model, start.state).total.distance,
+    }

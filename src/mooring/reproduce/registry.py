@@ -83,6 +83,19 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             NSO,
             (0.2, 0.1),
         ),
+        ExperimentInfo(
+            "digits-pareto",
+            "Selective projection against decay toward the pretrained weights: accuracy in and out of distribution for "
+            "a given drift.",
+            SPD,
+            (4.0, 0.7),
+        ),
+        ExperimentInfo(
+            "low-label",
+            "What NSO and AdamSPD gain over their base with 25, 50, 100 and 200 labels.",
+            OURS,
+            (2.5, 0.5),
+        ),
     )
 }
 
