@@ -102,6 +102,6 @@ def test_every_declared_package_is_pinned() -> None:
         for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
         if line and not line.startswith("#")
     }
-    extras = ("anchors", "cli", "plot", "test", "browser", "hosts", "models", "dev")
+    extras = ("anchors", "cli", "plot", "test", "browser", "hosts", "models", "variants", "dev")
     assert declared(None).union(*(declared(extra) for extra in extras)) <= pins
     assert not {"torchvision", "torchaudio"} & pins

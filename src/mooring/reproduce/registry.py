@@ -96,6 +96,24 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             OURS,
             (2.5, 0.5),
         ),
+        ExperimentInfo(
+            "digits-norm-growth",
+            "On real digits without decay, momentum inflates scale-invariant weights and slows them down.",
+            ADAMP,
+            (1.6, 0.4),
+        ),
+        ExperimentInfo(
+            "digits-decay-grid",
+            "Decay raises gradient norm and curvature at the end; stable decay against L2 and decoupled decay.",
+            SWD,
+            (2.6, 0.4),
+        ),
+        ExperimentInfo(
+            "digits-adam-variants",
+            "AdamS against L2, AdamW and variants of Adam, each tuned with equal effort.",
+            SWD,
+            (4.0, 0.6),
+        ),
     )
 }
 
