@@ -23,7 +23,7 @@ FLOORS = (
     ("measure",),
     ("integrations", "finetune"),
     ("compare",),
-    ("reproduce",),
+    ("inspect", "reproduce"),
     ("cli",),
 )
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}

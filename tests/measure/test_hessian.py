@@ -149,7 +149,7 @@ class Once(nn.Module):
 
 @pytest.mark.parametrize("name", ["mlp", "batch norm and dropout", "attention"])
 def test_differences_of_gradients_are_the_products(name: str) -> None:
-    """The error of the third root of the precision is its square, 4e-11, times derivatives of order one."""
+    """In float64 rounding over the step leaves 1e-9, in float32 3e-4, times derivatives of order one."""
     net, batches = case(name)
     exact = Hessian(net, squared, batches, sizes=[5, 3]).dense()
     differences = Hessian(net, squared, batches, sizes=[5, 3], method="finite_difference")

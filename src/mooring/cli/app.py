@@ -137,6 +137,66 @@ def reproduce(
 
 
 @app.command
+def inspect(
+    checkpoint: Path,
+    /,
+    *,
+    anchor: Path | None = None,
+    data: str | None = None,
+    test_data: str | None = None,
+    task: str | None = None,
+    model: str | None = None,
+    measures: str | None = None,
+    probes: int = 32,
+    top: int = 5,
+    density: int = 40,
+    sigma: str | None = None,
+    batch_size: int = 256,
+    max_examples: int = 1000,
+    device: str = "cpu",
+    seed: int = 0,
+    output_dir: Path | None = None,
+    quiet: Annotated[bool, Flag] = False,
+    json: Annotated[bool, Flag] = False,
+) -> int:
+    """Measure where a training ended: drift, curvature, stability under noise, calibration, generalisation gap.
+
+    The folder of a trial of mooring compare needs nothing else: mooring inspect runs/RUN/trials/adamspd/seed_0
+
+    Args:
+        checkpoint: A trial's folder, a safetensors file, a file of torch.save that holds tensors alone, or a Hugging
+            Face folder (extra hosts).
+        anchor: What drift is measured from, of the same kinds. [default: the start of a trial]
+        data: What the loss is taken over: a split of the task (train, id, ood.noise.2), a .safetensors or .npz file
+            with inputs and labels, or package.module:function, which returns batches. [default: train, with a task]
+        test_data: What calibration and the gap are taken on, likewise. [default: id, with a task]
+        task: The embedded task whose model and splits these are; see mooring tasks. [default: a trial's own]
+        model: package.module:factory, which returns the module that the tensors belong to.
+        measures: Names separated by commas, out of drift, trace, top, blocks, block-top, density, noise, slices,
+            calibration, gap, bound. [default: all but block-top that can be had]
+        probes: Random vectors for the traces; half as many pairs of noise.
+        top: Eigenvalues.
+        density: Lanczos steps for the spectral density; 0 leaves it out.
+        sigma: Noise on the weights, numbers separated by commas. [default: 0.001,0.002,0.005,0.01,0.02,0.05]
+        batch_size: Examples at a time.
+        max_examples: Of each data set, chosen at random where there are more.
+        device: Where it runs.
+        seed: Of probes, noise and directions; with --task, of its splits and start too.
+        output_dir: Where to write inspect.json, layers.csv and inspect.png. [default: runs/TIME-inspect-NAME]
+        quiet: Print only the folder.
+        json: Print everything measured as JSON on standard output.
+    """
+    from mooring.cli.inspect import run_inspect
+    from mooring.inspect.request import Request, parse_measures, parse_sigmas
+
+    request = Request(
+        checkpoint, anchor, data, test_data, task, model, parse_measures(measures), probes, top, density,
+        parse_sigmas(sigma), batch_size, max_examples, device, seed, output_dir,
+    )  # fmt: skip
+    return run_inspect(request, quiet=quiet, as_json=json)
+
+
+@app.command
 def methods(name: str | None = None, /, *, json: Annotated[bool, Flag] = False) -> int:
     """List the built-in methods, or show one with its defaults, cost and paper.
 

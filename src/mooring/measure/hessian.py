@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,12 +61,18 @@ class Hessian:
     Where gradients cannot be differentiated again (weights sharded by FSDP2, operators without a second derivative),
     products are central differences of gradients::
 
-        H v ~ [g(W + h v) - g(W - h v)] / 2h,      h |v| = eps^(1/3) |W|
+        H v ~ [g(W + h v) - g(W - h v)] / 2h,      h |v| = step |W|,     step = max(sqrt(eps), 1e-6)
 
     at the price of one copy of the weights and two gradients per batch. Their error is ``h^2/6`` times the third
-    derivative of the gradient plus the rounding of a gradient over ``h``; both are about ``eps^(2/3)`` relative
-    (4e-11 in float64, 2e-5 in float32) where curvature changes over distances like ``|W|``. Give a larger ``step``
-    where gradients are rounded more coarsely than the weights, as in mixed precision.
+    derivative of the gradient along v plus the rounding of a gradient over ``h``. Where curvature changes over
+    distances like ``|W|`` the two balance at ``eps^(1/3)``; along the sharpest directions of a network that fits its
+    data it changes a hundred times sooner, so the step is smaller, and rounding takes about half of the digits (3e-4
+    relative in float32, 1e-9 in float64). Give a larger ``step`` where gradients are rounded more coarsely than
+    the weights, as in mixed precision.
+
+    The two kinds of products are two things where the loss has kinks (ReLU, max): double backward sees the curvature
+    between kinks, differences over a step also the jumps of the gradient at the kinks that they cross, as noise on the
+    weights does (:func:`noise_stability`).
 
     Under FSDP2 every process constructs it and calls the same methods, with its own part of the data; probes are
     those of one process, and results are the same everywhere.
@@ -78,7 +84,7 @@ class Hessian:
         sizes: how many examples each batch has; equal where not given.
         method: ``"double_backward"``, ``"finite_difference"``, or ``"auto"``: the first where it is possible. The
             attribute of this name says which it has become.
-        step: ``h |v| / |W|`` of finite differences; by default the third root of the weights' machine precision.
+        step: ``h |v| / |W|`` of finite differences; by default 3e-4 in float32, 1e-6 in float64.
         params: the parameters that count, if not all: a diagonal block.
 
     Raises:
@@ -121,7 +127,7 @@ class Hessian:
         self.params = self.point.params
         self.names = self.point.names
         precision = max(torch.finfo(compute_dtype(p.dtype)).eps for p in self.params)
-        self.step = precision ** (1 / 3) if step is None else float(step)
+        self.step = max(precision**0.5, 1e-6) if step is None else float(step)
         self._flat = Flat(self.point)
         self._looked = False
 
@@ -224,18 +230,24 @@ class Hessian:
             seed: of the signs.
             progress: told after every product.
         """
-        return mean_of([float(row.sum()) for row in self._quadratic(probes, seed, progress)])
+        return mean_of(self.quadratic(probes, seed, progress).sum(1).tolist())
 
-    def _quadratic(self, probes: int, seed: int, progress: Progress | None) -> Iterator[Tensor]:
-        """``v_i·(Hv)_i`` of every parameter, for one probe after the other."""
+    def quadratic(self, probes: int = 64, seed: int = 0, progress: Progress | None = None) -> Tensor:
+        """What :meth:`trace` and :meth:`blocks` are means of: ``v_i·(Hv)_i`` of every probe and parameter.
+
+        Returns:
+            (probes, parameters), float64 on the CPU.
+        """
         if probes < 1:
             raise ValueError(f"probes must be >= 1, got {probes!r}")
         generator = torch.Generator().manual_seed(seed)
+        rows = []
         for done in range(1, probes + 1):
             signs = self._signs(generator)
-            yield self.point.inner(signs, self._multiply(signs))
+            rows.append(self.point.inner(signs, self._multiply(signs)))
             if progress is not None:
                 progress(done, probes)
+        return torch.stack(rows)
 
     # --- eigenvalues -------------------------------------------------------------------------------------------------
 
@@ -377,6 +389,7 @@ class Hessian:
         by: Literal["parameter", "module"] = "parameter",
         top: bool = False,
         tolerance: float = 1e-3,
+        rows: Tensor | None = None,
         progress: Progress | None = None,
     ) -> list[Block]:
         """The diagonal blocks, one for every parameter or every module that holds parameters of its own.
@@ -391,6 +404,7 @@ class Hessian:
             by: what makes a block.
             top: whether to find the largest eigenvalues; some 20 products and more for every block.
             tolerance: relative accuracy of these.
+            rows: what :meth:`quadratic` returned, to take the traces from; no products are then made for them.
             progress: told after every product; how many there will be is known without ``top`` alone.
 
         Raises:
@@ -409,10 +423,11 @@ class Hessian:
             if progress is not None:
                 progress(done, None if top else total)
 
-        rows = list(self._quadratic(probes, seed, count))
+        if rows is None:
+            rows = self.quadratic(probes, seed, count)
         found = []
         for name, members in groups.items():
-            estimate = mean_of([float(row[members].sum()) for row in rows])
+            estimate = mean_of(rows[:, members].sum(1).tolist())
             params = [self.params[i] for i in members]
             largest = self.block(params)._largest(tolerance, seed, count) if top else None
             found.append(Block(name, sum(p.numel() for p in params), estimate, largest))
@@ -446,9 +461,9 @@ class Hessian:
     def agreement(self, seed: int = 0) -> float:
         """How far double backward and finite differences are apart: ``|a - b| / |b|`` for one probe.
 
-        Rounding and the step leave about 1e-3 in float32. A number near 1 says that an operator's own backward pass
-        loses the second derivative without saying so, as kernels outside torch's autograd do: then measure with
-        ``method="finite_difference"``. Costs one product of each kind.
+        A number near 1 for a smooth loss says that an operator's own backward pass loses the second derivative without
+        saying so, as kernels outside torch's autograd do: then measure with ``method="finite_difference"``. Kinks that
+        the step crosses show here too; in float64 with ``step=1e-7`` hardly any is. Costs one product of each kind.
 
         Args:
             seed: of the signs.

@@ -1,0 +1,1 @@
+"""``mooring inspect``: where a checkpoint is, what it is measured on, the measures together, and their picture."""
