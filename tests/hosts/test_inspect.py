@@ -1,4 +1,4 @@
-"""``mooring inspect`` on folders of Hugging Face models: a classifier and a causal language model, on batches by name."""
+"""``mooring inspect`` on folders of Hugging Face models: a classifier and a language model, on batches by name."""
 
 from __future__ import annotations
 

@@ -13,19 +13,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mooring.finetune.data import Split
+from mooring.finetune.data import Examples, Split
 from mooring.finetune.errors import SpecError, suggestion
 from mooring.finetune.importing import load
-from mooring.finetune.metrics import Prediction
+from mooring.finetune.metrics import Prediction, Scored
 from mooring.finetune.seeds import generator
-from mooring.finetune.tasks.base import Task
+from mooring.finetune.tasks.base import Objective
 
 Batch = Any
 """A `Split`, or a mapping that is handed to the model by name and whose ``labels`` make it return its loss."""
 
 
 @dataclass(frozen=True)
-class Examples:
+class Batches:
     """Batches on the device, with what they were made from.
 
     Attributes:
@@ -47,8 +47,8 @@ class Examples:
 
 
 def examples(
-    name: str, splits: Mapping[str, Split], batch_size: int, limit: int, seed: int, device: torch.device
-) -> Examples:
+    name: str, splits: Mapping[str, Examples], batch_size: int, limit: int, seed: int, device: torch.device
+) -> Batches:
     """The examples that ``--data`` names.
 
     Args:
@@ -63,6 +63,7 @@ def examples(
     Raises:
         SpecError: It names nothing that can be read.
     """
+    split: Examples
     if name in splits:
         split = splits[name]
     elif Path(name).suffix in (".safetensors", ".npz"):
@@ -78,14 +79,11 @@ def examples(
     available = len(split)
     if not available:
         raise SpecError(f"the data {name!r} has no examples")
+    chosen = torch.arange(available)
     if available > limit:
         chosen = torch.randperm(available, generator=generator("inspect", seed))[:limit].sort().values
-        split = split.rows(chosen)
-    pieces = [
-        Split(split.inputs[i : i + batch_size], split.labels[i : i + batch_size]).to(device)
-        for i in range(0, len(split), batch_size)
-    ]
-    return Examples(name, pieces, [len(piece) for piece in pieces], available)
+    pieces = [split.rows(rows).to(device) for rows in torch.split(chosen, batch_size)]
+    return Batches(name, pieces, [len(piece) for piece in pieces], available)
 
 
 def _from_file(path: Path) -> Split:
@@ -110,7 +108,7 @@ def _from_file(path: Path) -> Split:
     return Split(inputs, labels if labels.is_floating_point() else labels.long())
 
 
-def _from_function(name: str, limit: int, device: torch.device) -> Examples:
+def _from_function(name: str, limit: int, device: torch.device) -> Batches:
     function = load(name, "--data")
     batches: list[Batch] = []
     sizes: list[int] = []
@@ -126,7 +124,7 @@ def _from_function(name: str, limit: int, device: torch.device) -> Examples:
         raise SpecError(f"--data {name}: calling it and reading its batches failed: {error}") from error
     if not batches:
         raise SpecError(f"--data {name}: it returned no batches")
-    return Examples(name, batches, sizes, sum(sizes))
+    return Batches(name, batches, sizes, sum(sizes))
 
 
 def _batch(name: str, made: Any, device: torch.device) -> Batch:
@@ -140,7 +138,7 @@ def _batch(name: str, made: Any, device: torch.device) -> Batch:
     )
 
 
-def loss_of(task: Task | None) -> Callable[[nn.Module, Batch], Tensor]:
+def loss_of(task: Objective | None) -> Callable[[nn.Module, Batch], Tensor]:
     """The mean loss over one batch: the task's, the model's own for a mapping, else cross-entropy over the logits.
 
     Labels are classes, or the probabilities of all classes.
@@ -160,7 +158,7 @@ def loss_of(task: Task | None) -> Callable[[nn.Module, Batch], Tensor]:
 
 
 @torch.no_grad()
-def predictions(task: Task | None, model: nn.Module, data: Examples) -> Prediction | None:
+def predictions(task: Objective | None, model: nn.Module, data: Batches) -> Prediction | None:
     """Logits and labels, one row per label; None where the labels are no classes or the model gives no logits."""
     mode = model.training
     model.eval()
@@ -168,7 +166,10 @@ def predictions(task: Task | None, model: nn.Module, data: Examples) -> Predicti
     try:
         for batch in data.batches:
             if isinstance(batch, Split) and task is not None:
-                parts.append(task.logits(model, batch))
+                found = task.logits(model, batch)
+                if isinstance(found, Scored):  # too many classes to keep their logits
+                    return None
+                parts.append(found)
                 continue
             labels = batch["labels"] if isinstance(batch, Mapping) else batch.labels
             output = model(**batch) if isinstance(batch, Mapping) else model(batch.inputs)

@@ -55,8 +55,14 @@ def from_folder(path: Path) -> nn.Module:
     return model
 
 
-def put_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+def put_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, *, frozen_too: bool = True) -> None:
     """Load tensors into a model, all of them and in their shapes; segments that wrappers insert in names are ignored.
+
+    Args:
+        model: the module.
+        tensors: by name.
+        path: where they are from, for messages.
+        frozen_too: whether parameters that are not trained must be among them.
 
     Raises:
         SpecError: It names the tensors that are missing, left over or of another shape. The model is then unchanged.
@@ -64,7 +70,8 @@ def put_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Non
     ours = model.state_dict()
     by_plain = {plain(name): name for name in ours}
     given = {by_plain.get(plain(name), name): x for name, x in tensors.items()}
-    missing = [name for name in ours if name not in given]
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad and not frozen_too}
+    missing = [name for name in ours if name not in given and name not in frozen]
     extra = [name for name in given if name not in ours]
     if missing or extra:
         said = []
@@ -74,13 +81,13 @@ def put_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> Non
         if extra:
             said.append(f"has {_some(extra)}, which the model does not")
         raise SpecError(f"{str(path)!r} does not fit the model: it {' and '.join(said)}")
-    for name, x in ours.items():
-        if x.shape != given[name].shape:
+    for name, x in given.items():
+        if x.shape != ours[name].shape:
             raise SpecError(
-                f"{str(path)!r} does not fit the model: {name!r} has shape {tuple(given[name].shape)}, "
-                f"the model's has {tuple(x.shape)}"
+                f"{str(path)!r} does not fit the model: {name!r} has shape {tuple(x.shape)}, "
+                f"the model's has {tuple(ours[name].shape)}"
             )
-    model.load_state_dict(given)
+    model.load_state_dict({**ours, **given})
 
 
 def _some(names: list[str]) -> str:

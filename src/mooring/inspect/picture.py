@@ -214,8 +214,9 @@ def _noise(axes: Axes, results: Results) -> None:
         return
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_xlim(rows[0].sigma / 1.3, 1.3 * rows[-1].sigma)
     if results.trace is not None and results.trace.value > 0:
-        ends = [rows[0].sigma, rows[-1].sigma]
+        ends = [rows[0].sigma / 1.3, 1.3 * rows[-1].sigma]
         line = [s * s / 2 * results.trace.value for s in ends]
         axes.plot(ends, line, color=GREY, linewidth=1.1, linestyle="--", label="σ²/2 · trace of the Hessian")
     lower = [min(_known(row.rise.error), 0.95 * row.rise.value) for row in shown]

@@ -207,7 +207,7 @@ class _Inspector:
             results.trace = self.hessian.trace(self.request.probes, self.request.seed, self.tell("bound"))
         trace = results.positive_trace or results.trace
         assert results.drift is not None and trace is not None
-        results.bound = flatness_bound(trace.value, results.drift.total.distance, self.subject.data.available)
+        results.bound = flatness_bound(trace.value, results.drift.total.distance, self.subject.trained_on)
 
     def _test_name(self) -> str:
         return (self.subject.test or self.subject.data).name

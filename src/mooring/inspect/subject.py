@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from mooring.finetune.cache import Progress, silent
-from mooring.finetune.data import Split
+from mooring.finetune.data import Examples
 from mooring.finetune.errors import SpecError
 from mooring.finetune.evaluate import evaluation_splits
 from mooring.finetune.spec import TaskSpec
-from mooring.finetune.tasks.base import Task
+from mooring.finetune.tasks.base import Objective
 from mooring.finetune.tasks.registry import task_info
 from mooring.finetune.tasks.starts import Start, load_start
 from mooring.inspect.checkpoints import Checkpoint, load_checkpoint
-from mooring.inspect.data import Examples, examples
+from mooring.inspect.data import Batches, examples
 from mooring.inspect.models import from_factory, from_folder, put_into
 from mooring.inspect.request import Request
 
@@ -28,22 +28,23 @@ class Subject:
     """Everything that is measured.
 
     Attributes:
-        model: with the checkpoint's weights, on the device, every floating-point parameter trainable and in float32 or
-            wider.
+        model: with the checkpoint's weights, on the device, in float32 or wider.
         anchor: tensors by name; None without one.
         anchor_name: what to call it.
         task: whose loss counts; None without one.
         data: what the loss is taken over.
         test: what calibration and the gap are taken on; None without any.
+        trained_on: how many examples the weights were trained on, as far as is known.
         about: where all of it came from, for the record.
     """
 
     model: nn.Module
     anchor: Mapping[str, Tensor] | None
     anchor_name: str
-    task: Task | None
-    data: Examples
-    test: Examples | None
+    task: Objective | None
+    data: Batches
+    test: Batches | None
+    trained_on: int
     about: dict[str, Any]
 
 
@@ -58,13 +59,11 @@ def find_subject(request: Request, progress: Progress = silent) -> Subject:
     start = _start(request, checkpoint, progress)
     model, said = _model(request, checkpoint, start)
     anchor, anchor_name = _anchor(request, checkpoint, start)
-    for p in model.parameters():
-        p.requires_grad_(p.is_floating_point())
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
         model = model.float()
-    splits: dict[str, Split] = evaluation_splits(start.data) if start is not None else {}
+    splits: Mapping[str, Examples] = evaluation_splits(start.data) if start is not None else {}
 
-    def named(name: str) -> Examples:
+    def named(name: str) -> Batches:
         return examples(name, splits, request.batch_size, request.max_examples, request.seed, device)
 
     data_name = request.data or ("train" if splits else None)
@@ -86,9 +85,9 @@ def find_subject(request: Request, progress: Progress = silent) -> Subject:
         "test_data": None if test is None else {"name": test.name, "examples": test.count, "available": test.available},
         "device": str(device),
     }
-    return Subject(
-        model.to(device).eval(), anchor, anchor_name, None if start is None else start.task, data, test, about
-    )
+    task = None if start is None else start.task
+    trained_on = data.available if start is None else len(start.data.train)
+    return Subject(model.to(device).eval(), anchor, anchor_name, task, data, test, trained_on, about)
 
 
 def _start(request: Request, checkpoint: Checkpoint, progress: Progress) -> Start | None:
@@ -102,7 +101,8 @@ def _start(request: Request, checkpoint: Checkpoint, progress: Progress) -> Star
 
 def _model(request: Request, checkpoint: Checkpoint, start: Start | None) -> tuple[nn.Module, str]:
     if start is not None:
-        model, said = start.model, f"task {start.task.spec.name}"
+        name = request.task if checkpoint.spec is None else checkpoint.spec.task.name
+        model, said = start.model, f"task {request.task or name}"
     elif request.model is not None:
         model, said = from_factory(request.model), request.model
     elif checkpoint.kind == "folder":
@@ -113,7 +113,7 @@ def _model(request: Request, checkpoint: Checkpoint, start: Start | None) -> tup
             f"{str(checkpoint.path)!r} is tensors alone: give --task NAME or --model package.module:factory, which "
             "makes the model they belong to"
         )
-    put_into(model, checkpoint.tensors, checkpoint.path)
+    put_into(model, checkpoint.tensors, checkpoint.path, frozen_too=checkpoint.kind != "trial")
     return model, said
 
 
