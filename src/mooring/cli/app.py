@@ -165,7 +165,7 @@ def inspect(
 
     Args:
         checkpoint: A trial's folder, a safetensors file, a file of torch.save that holds tensors alone, or a Hugging
-            Face folder (extra hosts).
+            Face folder (extra models).
         anchor: What drift is measured from, of the same kinds. [default: the start of a trial]
         data: What the loss is taken over: a split of the task (train, id, ood.noise.2), a .safetensors or .npz file
             with inputs and labels, or package.module:function, which returns batches. [default: train, with a task]

@@ -38,12 +38,12 @@ def from_folder(path: Path) -> nn.Module:
     """The model of a Hugging Face folder, with its weights, in float32.
 
     Raises:
-        SpecError: Without transformers (extra ``hosts``), or where it does not know the model.
+        SpecError: Without transformers (extra ``models``), or where it does not know the model.
     """
     try:
         import transformers
     except ImportError as error:
-        raise SpecError(f'a Hugging Face folder needs transformers: pip install "mooring[hosts]" ({error})') from None
+        raise SpecError(f'a Hugging Face folder needs transformers: pip install "mooring[models]" ({error})') from None
     name = architecture(path)
     cls = getattr(transformers, name, None)
     if cls is None:

@@ -185,7 +185,7 @@ def _slices(axes: Axes, results: Results) -> None:
     axes.plot([0], [results.loss], marker="o", color=INK, markersize=4, linestyle="none")
     _slice_heights(axes, results.slices or [])
     axes.set_xlabel("step, in units of the weights' norm", fontsize=8)
-    axes.legend(frameon=True, facecolor=PAPER, edgecolor="none", framealpha=0.85, fontsize=7.5, loc="best")
+    axes.legend(frameon=True, facecolor=PAPER, edgecolor="none", framealpha=0.85, fontsize=7.5, loc="lower right")
 
 
 def _slice_heights(axes: Axes, slices: list[Slice]) -> None:

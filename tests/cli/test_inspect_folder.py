@@ -10,8 +10,8 @@ import pytest
 import torch
 
 transformers = pytest.importorskip("transformers")
-pytest.importorskip("cyclopts")
-pytestmark = pytest.mark.hosts
+
+pytestmark = pytest.mark.recipes
 
 MODULE = """
 import torch
