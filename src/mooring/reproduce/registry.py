@@ -72,6 +72,12 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             (0.5, 0.3),
         ),
         ExperimentInfo(
+            "matrix-sensing",
+            "Noise at two points finds the hidden matrix, noise at one point less well, descent not at all.",
+            NSO,
+            (6.5, 0.4),
+        ),
+        ExperimentInfo(
             "variance-orders",
             "The variance of a gradient at one noisy point is of order σ², at a pair of points of order σ⁴.",
             NSO,
@@ -82,6 +88,12 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             "Noise of size σ on the weights raises the loss by σ²/2 times the trace of the Hessian.",
             NSO,
             (0.2, 0.1),
+        ),
+        ExperimentInfo(
+            "norm-escape",
+            "Noise drives the norm of a scale-invariant weight away, and projection holds it.",
+            OURS,
+            (0.8, 0.5),
         ),
         ExperimentInfo(
             "digits-pareto",
