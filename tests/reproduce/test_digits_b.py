@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from mooring.compare.statistics import summarise
-from mooring.reproduce.experiments import digits_pareto, low_label
+from mooring.reproduce.experiments import digits_combinations, digits_pareto, digits_sharpness, low_label
 from mooring.reproduce.paired import percent
 
 
@@ -24,6 +24,19 @@ def test_curves_at_equal_drift_are_compared_where_both_exist() -> None:
 
 def test_curves_without_a_common_drift_have_no_height() -> None:
     assert math.isnan(digits_pareto.at_equal_drift([(1.0, 0.0), (2.0, 1.0)], [(3.0, 0.0), (4.0, 1.0)])[0])
+
+
+def test_a_curve_is_read_at_a_loss_as_by_hand() -> None:
+    curve = [(8.0, 100.0), (4.0, 50.0), (1.0, 2.0)]
+    # Half way from 4 to 1 in the logarithm is 2; half way from 50 to 2 is the root of 100.
+    assert digits_sharpness.at_loss(curve, 2.0) == pytest.approx(10.0)
+    assert digits_sharpness.at_loss(curve, 1.0) == pytest.approx(2.0)
+    assert digits_sharpness.at_loss(curve, 8.0) == pytest.approx(100.0)
+    assert math.isnan(digits_sharpness.at_loss(curve, 0.5))
+
+
+def test_a_curve_that_rises_again_is_read_at_its_first_fall() -> None:
+    assert digits_sharpness.at_loss([(4.0, 40.0), (1.0, 10.0), (4.0, 1.0), (1.0, 5.0)], 2.0) == pytest.approx(20.0)
 
 
 def test_a_change_of_the_logarithm_in_percent() -> None:
@@ -41,3 +54,41 @@ def test_the_slope_and_its_error_are_those_of_scipy_row_by_row() -> None:
     rows = random.normal(size=(6, 4)) + np.arange(6)[:, None] * np.asarray(x)
     slopes = [stats.linregress(x, row).slope for row in rows]
     assert low_label.slope(x, rows.tolist()) == pytest.approx((np.mean(slopes), stats.sem(slopes)))
+
+
+def test_the_design_is_full_in_five_factors_and_balanced_in_the_kind_of_decay() -> None:
+    cells = digits_combinations.design()
+    assert len({cell[:5] for cell in cells}) == 32
+    decay = digits_combinations.CROSSED.index("decay")
+    assert all((cell[5] == 0) == (cell[decay] == -1) for cell in cells)
+    columns = np.array(list(digits_combinations.contrasts(cells).values()))
+    products = columns @ columns.T
+    assert len(columns) == 20
+    assert np.array_equal(products, np.diag(np.diag(products)))  # orthogonal
+    assert (columns.sum(axis=1) == 0).all()  # and to the mean
+
+
+def test_known_effects_are_recovered_exactly_and_as_least_squares_has_them() -> None:
+    cells = digits_combinations.design()
+    columns = digits_combinations.contrasts(cells)
+    known = {name: float(i + 1) * (-1) ** i for i, name in enumerate(columns)}
+    values = [50 + sum(known[n] / 2 * signs[row] for n, signs in columns.items()) for row in range(len(cells))]
+    found = {name: digits_combinations.effect(signs, values) for name, signs in columns.items()}
+    assert found == pytest.approx(known)
+    noisy = np.asarray(values) + np.random.default_rng(0).normal(size=32)
+    fitted = np.linalg.lstsq(np.array([np.ones(32), *columns.values()]).T, noisy, rcond=None)[0][1:] * 2
+    effects = [digits_combinations.effect(signs, noisy.tolist()) for signs in columns.values()]
+    assert effects == pytest.approx(fitted.tolist())
+
+
+def test_an_interaction_is_half_the_difference_of_an_effect_with_and_without_the_other() -> None:
+    cells = digits_combinations.design()
+    values = np.random.default_rng(1).normal(size=32)
+    first, second = (digits_combinations.CROSSED.index(name) for name in ("selective", "augmentation"))
+
+    def within(sign: int) -> float:
+        kept = [(cell[first], value) for cell, value in zip(cells, values, strict=True) if cell[second] == sign]
+        return float(np.mean([v for s, v in kept if s == 1]) - np.mean([v for s, v in kept if s == -1]))
+
+    signs = digits_combinations.contrasts(cells)["selective x augmentation"]
+    assert digits_combinations.effect(signs, values.tolist()) == pytest.approx((within(1) - within(-1)) / 2)

@@ -126,6 +126,19 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             SWD,
             (4.0, 0.6),
         ),
+        ExperimentInfo(
+            "digits-sharpness",
+            "Noise stability against SAM, USAM, ASAM and RSAM: accuracy, trace and largest eigenvalue, at equal "
+            "gradients and at equal loss.",
+            NSO,
+            (5.0, 0.8),
+        ),
+        ExperimentInfo(
+            "digits-combinations",
+            "Which of projection, selective projection, noise, decay and augmentation help together, by a factorial.",
+            OURS,
+            (5.0, 0.8),
+        ),
     )
 }
 
