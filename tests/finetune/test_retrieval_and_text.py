@@ -21,7 +21,7 @@ from mooring.finetune.tasks.digits_retrieval import (
     SCALE,
     SEEN,
     DigitsRetrieval,
-    EmbeddingNet,
+    RetrievalNet,
     best_similarities,
 )
 from mooring.finetune.tasks.text_characters import CONTEXT, CharTransformer, TextCharacters, TextCharactersWeightNorm
@@ -74,7 +74,7 @@ def test_recall_is_that_of_a_plain_search() -> None:
 
 
 def test_logits_of_retrieval_are_scaled_similarities_and_its_loss_is_that_of_the_proxies() -> None:
-    task, model = DigitsRetrieval(TaskSpec(name="digits-retrieval")), EmbeddingNet().eval()
+    task, model = DigitsRetrieval(TaskSpec(name="digits-retrieval")), RetrievalNet().eval()
     images, labels = torch.rand(30, 1, 8, 8), torch.arange(30) % SEEN + DIGITS * (torch.arange(30) % 2)
     with torch.no_grad():
         prediction = task.logits(model, Split(images, labels))
@@ -109,7 +109,7 @@ def test_retrieval_trains_on_other_classes_and_pictures_than_it_is_tested_on(dig
 
 
 def test_the_embeddings_last_weights_and_proxies_are_scale_invariant() -> None:
-    model = EmbeddingNet()
+    model = RetrievalNet()
     found = scale_invariant_parameters(model, torch.rand(4, 1, 8, 8), lambda m, x: m.cosines(x))
     assert found["proxies"] == "row"
     assert found["body.head.weight"] == "tensor"

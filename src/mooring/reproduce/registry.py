@@ -139,6 +139,18 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             OURS,
             (5.0, 0.8),
         ),
+        ExperimentInfo(
+            "retrieval",
+            "Where the embedding has a fixed length, projection keeps weights from growing; recall@1 beside it.",
+            ADAMP,
+            (3.0, 0.7),
+        ),
+        ExperimentInfo(
+            "text-weight-norm",
+            "With weight normalisation a language model's weights grow less under projection; bits beside it.",
+            ADAMP,
+            (4.5, 1.0),
+        ),
     )
 }
 

@@ -38,7 +38,7 @@ RETENTION = 600
 CORRUPTIONS = ("noise", "shift")
 
 
-class EmbeddingNet(nn.Module):
+class RetrievalNet(nn.Module):
     """140 756 parameters: the convolutional net with an embedding in place of its head, and a proxy per seen class."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class DigitsRetrieval(Task):
 
     def model(self) -> nn.Module:
         """The embedding net; its proxies are pretrained too."""
-        return EmbeddingNet()
+        return RetrievalNet()
 
     def source(self, start: int) -> Split:
         """Printed digits 0-4, drawn anew for every start."""
