@@ -65,6 +65,7 @@ def test_everything_promised_is_written(short: TrialSpec, tmp_path: Path) -> Non
         "provenance.json",
         "metrics.jsonl",
         "layers.csv",
+        "model.safetensors",
         "predictions.npz",
         "final.json",
     }
