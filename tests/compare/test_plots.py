@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mooring.compare.metrics import OOD, Metric
 from mooring.compare.plots.curves import learning_curve, read_curves
-from mooring.compare.plots.heat import drift_by_layer, relative_drift, shifts_by_severity
+from mooring.compare.plots.heat import drift_by_layer, layer_names, relative_drift, shifts_by_severity
 from mooring.compare.plots.scatter import logit
 from mooring.compare.plots.style import THEME, looks, short, signed, spread, style
 from mooring.compare.plots.svg import themed
@@ -34,6 +34,16 @@ def test_labels_keep_their_distance_and_their_order(heights: list[float]) -> Non
 def test_labels_with_room_stay_where_they_are() -> None:
     assert spread({"a": 0.2, "b": 0.8}, 0.1) == {"a": 0.2, "b": 0.8}
     assert spread({"a": 0.5, "b": 0.5}, 0.1) == pytest.approx({"a": 0.45, "b": 0.55})
+
+
+def test_long_names_of_layers_keep_what_tells_them_apart() -> None:
+    assert layer_names(["network.head.weight", "network.head.bias"]) == ["network.head.weight", "network.head.bias"]
+    stem = "network.vision_model.encoder.layers"
+    names = [f"{stem}.{layer}.self_attn.{part}_proj.weight" for layer in (0, 11) for part in "qk"]
+    assert layer_names(names) == [f"{name.removeprefix(stem + '.')}" for name in names]
+    deep = layer_names([*names, f"{stem}.0.{'inner.' * 8}weight"])
+    assert deep[:4] == layer_names(names) and deep[4] == "…" + ("inner." * 8 + "weight")[-29:]
+    assert layer_names([f"{stem}.0.self_attn.q_proj.weight"]) == ["weight"]
 
 
 def test_relative_drift_of_layers_and_of_joined_modules() -> None:

@@ -5,6 +5,7 @@ A miniature changes sizes and nothing else of a recipe: `SIZES` lists what it ma
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -167,6 +168,60 @@ def class_folders(folder: Path) -> Miniature:
     return Miniature(folder / "data", task=SMALL_IMAGES, pretrained=resnet34(folder))
 
 
+def wikitext(folder: Path) -> Miniature:
+    rng = random.Random(0)
+    data = folder / "data"
+    data.mkdir()
+    for name, lines in (("train", 12), ("valid", 4), ("test", 4)):
+        text = [" \n = Robert <unk> = \n \n"]
+        for _ in range(lines):
+            words = rng.choices(["the", "film", "was", ",", "and", "@-@", "1997", "Valkyria", "."], k=12)
+            text.append(f" {' '.join(words)} \n")
+        (data / f"wiki.{name}.tokens").write_text("".join(text), encoding="utf-8")
+    sizes = {"n_layer": 1, "n_embd": 8, "n_head": 2, "n_inner": 16, "n_positions": 8}
+    return Miniature(data, task={"block": 8, "train_sample": 2}, config=sizes)
+
+
+def llama(folder: Path) -> Path:
+    """A LLaMA with a tokenizer of whole words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", "true", "false", "the", "correct", "answer", "is", "question", ":", "#", "."]
+    reader = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    reader.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=reader, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    made.save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes)).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def commonsense(folder: Path) -> Miniature:
+    data = folder / "data"
+
+    def examples(count: int) -> list[dict[str, str]]:
+        question = "Please answer the following question with true or false, question: is the answer {}?"
+        return [
+            {
+                "instruction": question.format(number),
+                "input": "",
+                "output": f"the correct answer is {'true' if number % 2 else 'false'}",
+                "answer": "true" if number % 2 else "false",
+            }
+            for number in range(count)
+        ]
+
+    sets = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")
+    files = {"ft-training_set/commonsense_170k.json": 6, **{f"dataset/{name}/test.json": 2 for name in sets}}
+    for file, count in files.items():
+        (data / file).parent.mkdir(parents=True, exist_ok=True)
+        (data / file).write_text(json.dumps(examples(count)), encoding="utf-8")
+    return Miniature(data, task={"max_tokens": 32, "train_sample": 2}, pretrained=llama(folder))
+
+
 MINIATURES: dict[str, Callable[[Path], Miniature]] = {
     "imagenet-resnet18": imagenet,
     "imagenet-resnet18-no-decay": imagenet,
@@ -179,4 +234,6 @@ MINIATURES: dict[str, Callable[[Path], Miniature]] = {
     "nso-indoor67": indoor,
     "nso-caltech256": caltech256,
     "nso-image-folder": class_folders,
+    "wikitext103-gpt2": wikitext,
+    "commonsense170k-lora": commonsense,
 }

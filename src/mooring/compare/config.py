@@ -164,6 +164,8 @@ class RunConfig(_Section):
         from mooring.finetune.own.identify import identify
 
         task, examples = identify(self.task)
+        if self.train.epochs and not examples:
+            raise ConfigError("train.epochs: the tokens of a tokenizer are not counted beforehand; give train.steps")
         return self.model_copy(update={"task": task, "train": self.train.for_examples(examples)})
 
     def to_yaml(self) -> str:

@@ -67,6 +67,8 @@ class Metric:
 
 ID = Metric("id/accuracy", "ID accuracy", "ID")
 OOD = Metric("ood/accuracy", "OOD accuracy", "OOD")
+ID_LOSS = Metric("id/nll", "ID loss in nats per token", "ID loss", unit="number", better="lower")
+OOD_LOSS = Metric("ood/nll", "OOD loss in nats per token", "OOD loss", unit="number", better="lower")
 RETENTION = Metric("retention/accuracy", "retention", "retention")
 DRIFT = Metric("drift/l2", "drift", "drift", unit="number", better=None)
 STEP = Metric("time/step_s", "time per step", "time/step", unit="seconds", better=None)

@@ -14,6 +14,7 @@ from mooring.compare.config import ZERO_SHOT, RunConfig
 from mooring.compare.csvfile import write_csv
 from mooring.compare.metrics import Metric
 from mooring.compare.store import RunFolder, Status
+from mooring.finetune.tasks.registry import task_info
 
 _FIRST_COLUMNS = ("method", "seed", "status")
 _GROUPS = ("id/", "id_val/", "train/", "ood/", "ood.", "retention/", "drift/", "time/", "memory/", "cost/")
@@ -92,7 +93,12 @@ class Results:
 
     @cached_property
     def primary(self) -> Metric:
-        """What the methods are judged by: accuracy out of distribution, or where none was measured, in distribution."""
+        """What the methods are judged by: accuracy out of distribution, or where none was measured, in distribution.
+
+        Of language models it is the loss.
+        """
+        if task_info(self.config.task.name).likelihood:
+            return metrics.OOD_LOSS if self.has(metrics.OOD_LOSS) else metrics.ID_LOSS
         return metrics.OOD if self.has(metrics.OOD) else metrics.ID
 
     def values(self, metric: Metric) -> dict[str, dict[int, float]]:

@@ -75,6 +75,8 @@ def headline_metrics(results: Results) -> tuple[Metric, ...]:
     # Where methods take different numbers of steps, a step's time says little.
     time = metrics.STEP if results.config.compare.budget == "steps" else metrics.TRAIN_SECONDS
     wanted = [metrics.ID, metrics.OOD, metrics.RETENTION, metrics.DRIFT, time]
+    if results.primary in (metrics.ID_LOSS, metrics.OOD_LOSS):
+        wanted = [metrics.ID_LOSS, metrics.OOD_LOSS, *wanted]
     if unequal_gradients(results):
         wanted.append(metrics.GRADIENTS)
     return tuple(metric for metric in wanted if results.has(metric))

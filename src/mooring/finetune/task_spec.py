@@ -201,6 +201,116 @@ class CifarSpec(_ImageSpec):
     augment: bool = True
 
 
+def _files(**files: str) -> Any:
+    return {split: (name,) for split, name in files.items()}
+
+
+class _TextSpec(OwnTaskSpec):
+    files: dict[str, tuple[str, ...]]
+    eval_batch: int = Field(default=8, ge=1)
+    train_sample: int = Field(default=200, ge=1)
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {split: (names,) if isinstance(names, str) else names for split, names in value.items()}
+
+    @field_validator("files")
+    @classmethod
+    def _known_splits(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, files in value.items():
+            if not _SPLIT.fullmatch(name):
+                raise ValueError(f"unknown split {name!r}; splits are train, id, id_val and ood.NAME")
+            if not files:
+                raise ValueError(f"split {name!r} names no file")
+        if "train" not in value:
+            raise ValueError("files must name train")
+        return value
+
+
+class LanguageModelSpec(_TextSpec):
+    """A causal language model on text files, trained and evaluated on blocks of consecutive tokens.
+
+    Attributes:
+        files: Split → text file or list of them, relative to ``data``; splits are ``train``, ``id``, ``id_val`` and
+            ``ood.NAME``.
+        tokens: ``words`` (separated by white space, the end of a line being one) for texts that are split into words
+            already, or ``model``: the tokenizer in the pretrained model's folder.
+        block: Tokens that the model sees at once.
+        vocabulary: With ``words``: how many of the training text's most frequent words are kept; 0: all of them.
+            Other words become ``<unk>``.
+    """
+
+    name: Literal["language-model"]
+    files: dict[str, tuple[str, ...]] = _files(
+        train="wiki.train.tokens", id_val="wiki.valid.tokens", id="wiki.test.tokens"
+    )
+    tokens: Literal["words", "model"] = "words"
+    block: int = Field(default=150, ge=2)
+    vocabulary: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_to_test_on(self) -> Self:
+        if "id" not in self.files:
+            raise ValueError("files must name train and id")
+        return self
+
+
+class LoraSpec(Spec):
+    """Low-rank adapters, made by peft: the model's own weights are frozen.
+
+    Attributes:
+        r: Rank.
+        alpha: The adapters' output is scaled by ``alpha / r``.
+        dropout: Of the adapters' input.
+        targets: Names of the layers that get one.
+    """
+
+    r: int = Field(default=32, ge=1)
+    alpha: float = Field(default=64, gt=0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+
+
+class InstructionsSpec(_TextSpec):
+    """Instructions and answers in JSON, answered by a causal language model.
+
+    Attributes:
+        files: Split → one file or several: a ``.json`` list or ``.jsonl`` lines of objects with ``instruction``,
+            ``input`` (may be empty or missing) and ``output``; splits are ``train``, ``id``, ``id_val`` and
+            ``ood.NAME``.
+        holdout: How many training examples become ``id``, drawn by the seed, where ``files`` has no ``id``.
+        prompt: What stands before the answer; ``{instruction}`` and ``{input}`` are filled in.
+        max_tokens: Longer examples are cut to their first tokens.
+        lora: Train adapters; without it, all weights.
+    """
+
+    name: Literal["instructions"]
+    files: dict[str, tuple[str, ...]] = _files(train="commonsense_170k.json")
+    holdout: int = Field(default=0, ge=0)
+    prompt: str = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Response:\n"
+    )
+    max_tokens: int = Field(default=256, ge=2)
+    lora: LoraSpec | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _takes_the_instruction(cls, value: str) -> str:
+        if "{instruction}" not in value:
+            raise ValueError("prompt must have {instruction} in it, where the instruction goes")
+        return value
+
+    @model_validator(mode="after")
+    def _something_to_test_on(self) -> Self:
+        if ("id" in self.files) == (self.holdout > 0):
+            raise ValueError("give files an id, or holdout a number of training examples that become it, not both")
+        return self
+
+
 def kind_of(task: Any) -> str:
     """Which description a task's name asks for: its own, or that of the embedded tasks."""
     name = task.get("name") if isinstance(task, dict) else getattr(task, "name", None)
@@ -210,7 +320,9 @@ def kind_of(task: Any) -> str:
 AnyTask = Annotated[
     Annotated[TaskSpec, Tag("embedded")]
     | Annotated[ImageFolderSpec, Tag("image-folder")]
-    | Annotated[CifarSpec, Tag("cifar")],
+    | Annotated[CifarSpec, Tag("cifar")]
+    | Annotated[LanguageModelSpec, Tag("language-model")]
+    | Annotated[InstructionsSpec, Tag("instructions")],
     Discriminator(kind_of),
 ]
 
@@ -218,5 +330,7 @@ SPECS: dict[str, type[TaskSpec]] = {
     "embedded": TaskSpec,
     "image-folder": ImageFolderSpec,
     "cifar": CifarSpec,
+    "language-model": LanguageModelSpec,
+    "instructions": InstructionsSpec,
 }
 """The description of each kind of task, by the tag that stands in the location of an error."""

@@ -31,7 +31,7 @@ def draw(results: Results) -> dict[str, list[Panel]]:
     sections: dict[str, list[Panel | None]] = {
         "differences": [
             difference_intervals(results, metric, f"difference_{_stem(metric)}")
-            for metric in (metrics.ID, metrics.OOD, metrics.RETENTION, metrics.DRIFT)
+            for metric in dict.fromkeys((results.primary, metrics.ID, metrics.OOD, metrics.RETENTION, metrics.DRIFT))
             if results.has(metric)
         ],
         "scatter": [
@@ -50,7 +50,7 @@ def draw(results: Results) -> dict[str, list[Panel]]:
         else [],
         "curves": [
             learning_curve(results, curves, metric, x, f"curve_{_stem(metric)}_{x}")
-            for metric in (metrics.OOD, metrics.ID)
+            for metric in dict.fromkeys((results.primary, metrics.OOD, metrics.ID))
             for x in (AXES if not unequal_gradients(results) else ("step", "gradients", "seconds"))
         ]
         + [learning_curve(results, curves, BATCH_LOSS, "step", "curve_loss_step")],
@@ -78,5 +78,12 @@ def render(results: Results, folder: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def _stem(metric: Metric) -> str:
-    known = {metrics.ID: "id", metrics.OOD: "ood", metrics.DRIFT: "drift", BATCH_LOSS: "loss"}
+    known = {
+        metrics.ID: "id",
+        metrics.OOD: "ood",
+        metrics.ID_LOSS: "id_loss",
+        metrics.OOD_LOSS: "ood_loss",
+        metrics.DRIFT: "drift",
+        BATCH_LOSS: "loss",
+    }
     return known.get(metric, metric.key.split("/")[0].removeprefix("ood."))

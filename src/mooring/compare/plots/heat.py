@@ -16,6 +16,7 @@ from mooring.compare.results import Layer, Results
 from mooring.compare.statistics import compare_paired, summarise
 
 MOST_LAYERS = 36
+LONGEST_LAYER = 30  # characters
 _ROW = 0.235  # inches
 _STRONGEST = 0.62  # opacity of the largest value; ink stays readable on it
 
@@ -75,7 +76,19 @@ def drift_by_layer(results: Results, name: str) -> Panel | None:
     largest = max((value for line in means for value in line if math.isfinite(value)), default=0.0) or 1.0
     cells = [[_Cell(_percent(value), BLUE, _share(value, largest)) for value in line] for line in means]
     names = [short(label) for label in labels]
-    return _draw("Drift by layer, % of the layer's norm at the start", layers, names, cells, name)
+    return _draw("Drift by layer, % of the layer's norm at the start", layer_names(layers), names, cells, name)
+
+
+def layer_names(layers: Sequence[str]) -> list[str]:
+    """The layers' names as the figure has room for them: without a beginning that all share, then their ends."""
+    if max(map(len, layers)) <= LONGEST_LAYER:
+        return list(layers)
+    parts = [layer.split(".") for layer in layers]
+    shared = 0
+    while all(len(one) > shared + 1 and one[shared] == parts[0][shared] for one in parts):
+        shared += 1
+    ends = [".".join(one[shared:]) for one in parts]
+    return [end if len(end) <= LONGEST_LAYER else "…" + end[1 - LONGEST_LAYER :] for end in ends]
 
 
 def relative_drift(layers: Sequence[Layer], most: int = MOST_LAYERS) -> dict[str, float]:

@@ -10,8 +10,23 @@ import re
 from pathlib import Path
 
 from mooring.finetune.errors import SpecError
-from mooring.finetune.own.listing import contents_sha256, folder, list_cifar, list_images
-from mooring.finetune.task_spec import CifarSpec, ImageFolderSpec, ModelSpec, OwnTaskSpec
+from mooring.finetune.own.listing import (
+    contents_sha256,
+    count_words,
+    folder,
+    list_cifar,
+    list_images,
+    list_texts,
+    read_instructions,
+)
+from mooring.finetune.task_spec import (
+    CifarSpec,
+    ImageFolderSpec,
+    InstructionsSpec,
+    LanguageModelSpec,
+    ModelSpec,
+    OwnTaskSpec,
+)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -46,6 +61,25 @@ def _data(spec: OwnTaskSpec) -> tuple[str, int]:
     if isinstance(spec, CifarSpec):
         files = list_cifar(spec)
         return contents_sha256([*files.train, *files.test]), files.count(files.train)
+    if isinstance(spec, LanguageModelSpec):
+        texts = list_texts(spec)
+        if spec.tokens == "model" and not spec.model.pretrained:
+            raise SpecError("tokens: model takes the tokenizer of a pretrained model; model.pretrained names none")
+        # A tokenizer's tokens are counted by nobody before they are made.
+        blocks = (count_words(texts["train"]) - 1) // spec.block if spec.tokens == "words" else 0
+        return contents_sha256(path for paths in texts.values() for path in paths), blocks
+    if isinstance(spec, InstructionsSpec):
+        if not spec.model.pretrained:
+            raise SpecError(
+                "task 'instructions' takes a pretrained model with its tokenizer: model.pretrained, --model"
+            )
+        if spec.lora and importlib.util.find_spec("peft") is None:
+            raise SpecError("adapters (task.lora) need peft: pip install 'mooring[models]'")
+        texts = list_texts(spec)
+        examples = len(read_instructions(texts["train"])) - spec.holdout
+        if examples < 1:
+            raise SpecError(f"holdout {spec.holdout} leaves no training example in {spec.files['train'][0]!r}")
+        return contents_sha256(path for paths in texts.values() for path in paths), examples
     raise TypeError(f"no data is known for {type(spec).__name__}")
 
 

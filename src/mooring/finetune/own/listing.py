@@ -7,13 +7,14 @@ what should be there.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mooring.finetune.errors import SpecError, suggestion
-from mooring.finetune.task_spec import CifarSpec, ImageFolderSpec
+from mooring.finetune.task_spec import CifarSpec, ImageFolderSpec, InstructionsSpec, LanguageModelSpec
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _LAYOUT = "train/CLASS/*.jpg and val/CLASS/*.jpg (or test/), or name folders or lists under 'splits'"
@@ -171,6 +172,56 @@ def _in_list(path: Path, root: Path) -> tuple[list[tuple[Path, str, int]], bool]
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGES) and not name.startswith(".")
+
+
+def list_texts(spec: LanguageModelSpec | InstructionsSpec) -> dict[str, list[Path]]:
+    """The files of every split of a task on texts."""
+    data = folder(spec.name, spec.data)
+    found = {split: [data / name for name in names] for split, names in spec.files.items()}
+    for split, paths in found.items():
+        for path in paths:
+            if not path.is_file():
+                beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+                near = suggestion(path.name, beside)
+                raise SpecError(
+                    f"split {split!r}: there is no file {str(path)!r}{near}; task.files names the file of each split, "
+                    "below the data folder"
+                )
+            if not path.stat().st_size:
+                raise SpecError(f"split {split!r}: the file {str(path)!r} is empty")
+    return found
+
+
+def count_words(paths: Iterable[Path]) -> int:
+    """Words in files, the end of every line being one."""
+    count = 0
+    for path in paths:
+        with path.open(encoding="utf-8") as lines:
+            count += sum(len(line.split()) + 1 for line in lines)
+    return count
+
+
+def read_instructions(paths: Iterable[Path]) -> list[dict[str, str]]:
+    """The examples in JSON files, each with ``instruction``, ``input`` and ``output``."""
+    found: list[dict[str, str]] = []
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8")
+            lines = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else []
+            content = [json.loads(line) for line in lines] if lines else json.loads(text)
+        except ValueError as error:
+            raise SpecError(f"{str(path)!r} cannot be read as JSON: {error}") from None
+        if not isinstance(content, list) or not content:
+            raise SpecError(f"{str(path)!r} should hold a list of examples")
+        for number, row in enumerate(content):
+            if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("instruction", "output")):
+                keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+                raise SpecError(
+                    f"example {number} of {str(path)!r} should have the texts 'instruction' and 'output' (and may have "
+                    f"'input'); it has {keys}"
+                )
+            found.append({key: str(row.get(key) or "") for key in ("instruction", "input", "output")})
+    return found
 
 
 @dataclass(frozen=True)

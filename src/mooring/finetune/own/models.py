@@ -91,5 +91,24 @@ def build(spec: ModelSpec, purpose: Purpose, classes: int = 0) -> nn.Module:
     return Logits(network, argument, tuple(f"network.{name}" for name in new))
 
 
+def tokenizer(spec: ModelSpec) -> Any:
+    """The tokenizer beside a pretrained model's weights.
+
+    Raises:
+        SpecError: There is none, or transformers is missing.
+    """
+    try:
+        import transformers
+    except ModuleNotFoundError as missing:
+        raise SpecError(f"models of transformers need its extra: pip install 'mooring[models]' ({missing})") from None
+    try:
+        return transformers.AutoTokenizer.from_pretrained(spec.pretrained, revision=spec.revision or None)
+    except Exception as error:
+        raise SpecError(
+            f"the tokenizer of {spec.pretrained!r} cannot be loaded: {_line(error)}; it should hold tokenizer.json, "
+            "which save_pretrained of the tokenizer writes"
+        ) from error
+
+
 def _line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -16,7 +16,8 @@ from mooring.finetune.tasks.registry import task_info
 
 KEPT_LOGITS = 1 << 22
 """Splits with more logits than this (16 MB) are kept as three numbers per label."""
-_IGNORED = -100
+IGNORED = -100
+"""The label of tokens that nobody has to predict."""
 
 
 class OwnTask(Objective):
@@ -47,7 +48,7 @@ class OwnTask(Objective):
         for rows in torch.split(torch.arange(len(split)), self.given.eval_batch):
             batch = split.rows(rows)
             logits, wanted = model(batch.inputs).flatten(0, -2), batch.labels.flatten()
-            logits, wanted = logits[wanted != _IGNORED], wanted[wanted != _IGNORED]
+            logits, wanted = logits[wanted != IGNORED], wanted[wanted != IGNORED]
             count = max(count, logits.shape[-1] * len(wanted) * len(split) // len(rows))
             scored += [_score(*part) for part in zip(*_parts(logits, wanted))]
             if count <= KEPT_LOGITS:

@@ -20,6 +20,7 @@ class TaskInfo:
     ood_kinds: tuple[str, ...]
     pretrain_examples: int
     pretrain_steps: int
+    likelihood: bool = False  # judged by it, where the share of right tokens says little
 
 
 TASKS: dict[str, TaskInfo] = {
@@ -99,6 +100,24 @@ OWN: dict[str, TaskInfo] = {
             ood_kinds=(),
             pretrain_examples=0,
             pretrain_steps=0,
+        ),
+        TaskInfo(
+            name="language-model",
+            implementation="mooring.finetune.own.language_model:LanguageModel",
+            description="Your text files: the next token, in blocks of consecutive ones; perplexity is exp(NLL).",
+            ood_kinds=(),
+            pretrain_examples=0,
+            pretrain_steps=0,
+            likelihood=True,
+        ),
+        TaskInfo(
+            name="instructions",
+            implementation="mooring.finetune.own.instructions:Instructions",
+            description="Your instructions and answers in JSON: the answer's tokens, given the instruction.",
+            ood_kinds=(),
+            pretrain_examples=0,
+            pretrain_steps=0,
+            likelihood=True,
         ),
     )
 }
