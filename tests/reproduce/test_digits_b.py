@@ -92,3 +92,10 @@ def test_an_interaction_is_half_the_difference_of_an_effect_with_and_without_the
 
     signs = digits_combinations.contrasts(cells)["selective x augmentation"]
     assert digits_combinations.effect(signs, values.tolist()) == pytest.approx((within(1) - within(-1)) / 2)
+
+
+def test_only_what_is_resolved_is_called_large() -> None:
+    one, two, three = (summarise([mean - 1, mean, mean + 1]) for mean in (1.0, -2.0, 30.0))
+    found = {"id": {"noise": (one, 0.05), "decay": (two, 0.01), "stable": (three, 0.06)}}
+    assert digits_combinations.largest(found, "id") == "ID accuracy, points: decay -2.0, noise +1.0"
+    assert digits_combinations.largest({"id": {"stable": (three, 0.06)}}, "id") == "ID accuracy, points: none"

@@ -177,27 +177,35 @@ def notes(found: Any, trials: Sequence[Mapping[str, float]], seeds: int, budget:
     lines = ["| effect | " + " | ".join(METRICS.values()) + " |", "|---" * 5 + "|"]
     pairs: list[str] = []
     for name in found["id"]:
-        cells, any_resolved = [], False
+        cells = []
         for metric in METRICS:
             change, p = found[metric][name]
             unit = percent(change) if metric == "drift" else change
             cell = f"{unit.mean:+.2f} ({interval(unit)})"
-            any_resolved |= p <= 0.05
             cells.append(f"**{cell}**" if p <= 0.05 else cell)
         line = f"| {name} | " + " | ".join(cells) + " |"
         if " x " not in name:
             lines.append(line)
-        elif any_resolved:
+        elif any(found[metric][name][1] <= 0.05 for metric in METRICS if metric != "drift"):
             pairs.append(line)
     level = ", ".join(f"{label.split(',')[0]} {np.mean([t[m] for t in trials]):.2f}" for m, label in METRICS.items())
-    said = "Interactions of two that are resolved in some metric are below the main effects" if pairs else (
-        "No interaction of two is resolved in any metric"
+    said = "Of the interactions of two, those are shown that are resolved in an accuracy" if pairs else (
+        "No interaction of two is resolved in any accuracy"
     )  # fmt: skip
     return [
         f"{seeds} seeds of 32 cells, {budget} gradient evaluations each. Means over all: {level}.",
         "\n".join(lines + pairs),
         f"Bold: p ≤ 0.05 after Holm over 20 effects, by sign flips over {seeds} seeds. {said}.",
+        f"The largest that are resolved: {'; '.join(largest(found, m) for m in METRICS)}. Where an interaction is "
+        "small beside the effects that it joins, the two may be chosen one by one.",
     ]
+
+
+def largest(found: Any, metric: str, count: int = 3) -> str:
+    """The largest resolved effects of a metric in words."""
+    resolved = {name: percent(s) if metric == "drift" else s for name, (s, p) in found[metric].items() if p <= 0.05}
+    most = sorted(resolved, key=lambda name: -abs(resolved[name].mean))[:count]
+    return f"{METRICS[metric]}: " + (", ".join(f"{name} {resolved[name].mean:+.1f}" for name in most) or "none")
 
 
 def draw(found: Any) -> Figure:
