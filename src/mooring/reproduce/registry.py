@@ -90,6 +90,12 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             (0.2, 0.1),
         ),
         ExperimentInfo(
+            "rates",
+            "NSO finds a stationary point at the rate (kT)^-1/2.",
+            NSO,
+            (3.0, 0.4),
+        ),
+        ExperimentInfo(
             "norm-escape",
             "Noise drives the norm of a scale-invariant weight away, and projection holds it.",
             OURS,
