@@ -90,6 +90,15 @@ def test_everything_is_written_and_can_be_read_back(fake: ModuleType, tmp_path: 
     json.loads((folder / "result.json").read_text(), parse_constant=lambda word: pytest.fail(word))
 
 
+def test_a_bound_that_is_not_a_number_is_written_and_confirms_nothing(fake: ModuleType, tmp_path: Path) -> None:
+    diverged = Check.below("ratio", -1.0, math.nan, "an interval over seeds", error=math.nan)
+    picture = Figure()
+    fake.run = lambda run: Outcome([diverged], {}, picture)  # type: ignore[attr-defined]
+    assert not run_experiment("fake-one", quick=True, output=tmp_path).ok
+    found = load_result(tmp_path / "fake-one")
+    assert found is not None and not found.ok and not found.error
+
+
 def test_the_exit_code_says_whether_a_figure_was_missed(
     fake: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -194,8 +194,12 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def _check_row(check: Check) -> dict[str, Any]:
-    ours = check.ours if math.isfinite(check.ours) else None  # JSON has no not-a-number
-    return {**asdict(check), "ours": ours, "ok": check.ok}
+    # JSON has no not-a-number. A bound that is none comes from a run that diverged, and confirms nothing.
+    row = {**asdict(check), "ok": check.ok}
+    numbers = {name: row[name] for name in ("ours", "low", "high", "error") if row[name] is not None}
+    if any(math.isnan(numbers.get(name, 0.0)) for name in ("low", "high")):
+        row["ours"] = None
+    return {**row, **{name: None for name, value in numbers.items() if not math.isfinite(value)}}
 
 
 def _check(row: dict[str, Any]) -> Check:
