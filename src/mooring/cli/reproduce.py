@@ -38,7 +38,7 @@ def run_reproduce(
     chosen = _chosen(names)
     errors = Console(stderr=True)
     for info in _lacking(chosen):
-        message = f"{info.id} needs {', '.join(info.needs)}, which cannot be imported"
+        message = f"{info.id} needs {', '.join(info.needs)}, which are not all there"
         if info.id in names:
             raise ConfigError(message)
         errors.print(f"Left out: {message}.", highlight=False)
@@ -90,7 +90,11 @@ def _chosen(names: tuple[str, ...]) -> list[ExperimentInfo]:
 
 
 def _lacking(chosen: list[ExperimentInfo]) -> list[ExperimentInfo]:
-    return [info for info in chosen if any(importlib.util.find_spec(name) is None for name in info.needs)]
+    return [info for info in chosen if not all(_there(name) for name in info.needs)]
+
+
+def _there(name: str) -> bool:
+    return Path(name).is_dir() if "/" in name else importlib.util.find_spec(name) is not None
 
 
 class _Shown:

