@@ -17,7 +17,10 @@ NOUNS = """\
 00000004 09 n 01 idea 0 000 | said twice
 00000005 10 n 01 word 0 000 | said twice; "a word | in two parts"
 """
-VERBS = "00000006 29 v 01 breathe 0 000 01 + 02 00 | draw air in\n00000007 08 v 01 x 0 000 01 + 02 00 | not a verb's file\n"
+VERBS = """\
+00000006 29 v 01 breathe 0 000 01 + 02 00 | draw air in
+00000007 08 v 01 x 0 000 01 + 02 00 | no verb's file
+"""
 
 
 def test_definitions_and_examples_go_to_their_classes(tmp_path: Path) -> None:
