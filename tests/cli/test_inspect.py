@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import pickle
@@ -15,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mooring.cli.inspect import _progress
 from mooring.finetune.methods import resolve
 from mooring.finetune.metrics import load_predictions
 from mooring.finetune.spec import TaskSpec, TrainSpec, TrialSpec
@@ -267,6 +270,15 @@ def test_many_layers_are_drawn_by_their_modules() -> None:
     assert all(bar.relative == pytest.approx(0.3) for bar in bars) and math.isnan(bars[0].trace)
     deep = Results({}, 0.0, 60, [(f"part{i}.weight", i + 1) for i in range(60)])
     assert [bar.name for bar in layer_bars(deep)] == [f"part{i}" for i in range(42, 60)]
+
+
+def test_a_terminal_sees_a_bar_of_its_own_for_each_measure() -> None:
+    file = io.StringIO()
+    with _progress(Console(file=file, force_terminal=True, width=100), False) as show:
+        show("first", 3, 24)
+        show("second", None, None)
+        show("second", 7, None)
+    assert "7/?" in file.getvalue().split("second")[-1]  # drawn at the end at the latest
 
 
 def test_help_needs_no_torch() -> None:

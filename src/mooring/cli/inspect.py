@@ -84,10 +84,14 @@ def _progress(console: Console, quiet: bool) -> Iterator[Stage]:
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=console, transient=True) as bars:
-            current = bars.add_task("", total=None)
+            current, shown = bars.add_task("", total=None), ""
 
             def show(name: str, done: int | None, total: int | None) -> None:
-                bars.update(current, description=name, completed=done or 0, total=total)
+                nonlocal current, shown
+                if name != shown:  # a new bar: the old one's total would stay where none is known
+                    bars.remove_task(current)
+                    current, shown = bars.add_task(name, total=total), name
+                bars.update(current, completed=done or 0, total=total)
 
             yield show
     else:
