@@ -63,6 +63,8 @@ def test_a_recipe_says_where_it_comes_from_and_what_is_not_known(recipe: Path) -
     config = build_config(read_yaml(recipe), source=str(recipe))
     assert config.trials() and config.baseline in config.labels
     text = recipe.read_text(encoding="utf-8")
+    page = recipe.parents[1] / "docs" / "papers-benchmarks.md"
+    assert f"| `{recipe.stem}` |" in page.read_text(encoding="utf-8")
     for part in ("arXiv ", f"mooring compare recipes/{recipe.name} --data ", "# Data: ", "Published", "Not known here"):
         assert part in text, f"{recipe.name} does not say: {part}"
 

@@ -211,7 +211,7 @@ def methods(name: str | None = None, /, *, json: Annotated[bool, Flag] = False) 
 
 @app.command
 def tasks(*, json: Annotated[bool, Flag] = False) -> int:
-    """List the embedded tasks.
+    """List the tasks: those that are embedded, and those on your own data.
 
     Args:
         json: Print JSON.

@@ -15,6 +15,7 @@ from mooring.compare.runner import Job, Listener, Outcome, Runner
 from mooring.compare.store import RunFolder
 from mooring.finetune.files import write_text
 from mooring.finetune.spec import TrialSpec
+from mooring.finetune.task_spec import OwnTaskSpec, TaskSpec
 
 _PREPARATION = ".preparation"
 # torch imports its compiler when the first optimizer is built, which takes longer than most trials of a small task.
@@ -53,11 +54,20 @@ def run_missing(folder: RunFolder, config: RunConfig, jobs: int, progress: Progr
     needed = {spec.seed for spec in missing} | {s for s in config.seeds if not folder.zero_shot_file(s).is_file()}
     if not needed:
         return Ran(done_before, 0, 0)
-    runner = Runner(jobs, (*SLOW_IMPORTS, *SLOW_IMPORTS_OF_TASK.get(config.task.name, ())))
+    runner = Runner(jobs, (*SLOW_IMPORTS, *_slow_imports(config.task)))
     _prepare(runner, folder, config, needed, progress)
     listener = _Trials(folder, missing, progress)
     runner.run(listener.jobs, listener)
     return Ran(done_before, len(missing), listener.failed)
+
+
+def _slow_imports(task: TaskSpec) -> tuple[str, ...]:
+    if not isinstance(task, OwnTaskSpec):
+        return SLOW_IMPORTS_OF_TASK.get(task.name, ())
+    own = ("mooring.finetune.own.task", "PIL.Image")
+    return (
+        own if task.model.builtin else (*own, "transformers.models.auto.modeling_auto", "transformers.modeling_utils")
+    )
 
 
 def _pair(spec: TrialSpec) -> tuple[str, int]:

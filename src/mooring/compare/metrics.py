@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 MINUS = "−"
-Unit = Literal["percent", "number", "seconds", "bytes", "count"]
+Unit = Literal["percent", "number", "nats", "seconds", "bytes", "count"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Metric:
             return f"{_three_digits(1000 * value)} ms" if value < 1 else f"{_three_digits(value)} s"
         if self.unit == "bytes":
             return _bytes(value)
+        if self.unit == "nats":
+            return f"{value:.4f}"  # a perplexity of 23.26 in place of 23.38 is 0.0051 nats
         return f"{value:.0f}" if self.unit == "count" else _number(value)
 
     def show_difference(self, value: float) -> str:
@@ -67,8 +69,8 @@ class Metric:
 
 ID = Metric("id/accuracy", "ID accuracy", "ID")
 OOD = Metric("ood/accuracy", "OOD accuracy", "OOD")
-ID_LOSS = Metric("id/nll", "ID loss in nats per token", "ID loss", unit="number", better="lower")
-OOD_LOSS = Metric("ood/nll", "OOD loss in nats per token", "OOD loss", unit="number", better="lower")
+ID_LOSS = Metric("id/nll", "ID loss in nats per token", "ID loss", unit="nats", better="lower")
+OOD_LOSS = Metric("ood/nll", "OOD loss in nats per token", "OOD loss", unit="nats", better="lower")
 RETENTION = Metric("retention/accuracy", "retention", "retention")
 DRIFT = Metric("drift/l2", "drift", "drift", unit="number", better=None)
 STEP = Metric("time/step_s", "time per step", "time/step", unit="seconds", better=None)
