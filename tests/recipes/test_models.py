@@ -125,6 +125,8 @@ def test_files_that_make_no_such_model_are_refused(tmp_path: Path) -> None:
         build(ModelSpec(pretrained=str(made.pretrained)), "images", 3)
     with pytest.raises(SpecError, match=r"model.type 'resnett' with the config given makes no model"):
         build(ModelSpec(type="resnett"), "images", 3)
+    with pytest.raises(SpecError, match=r"model.config: ResNetConfig has no 'depth' \(did you mean 'depths'\?\)"):
+        build(ModelSpec(type="resnet", config={"depth": [1]}), "images", 3)
     (tmp_path / "model" / "tokenizer.json").unlink()
     (tmp_path / "model" / "tokenizer_config.json").unlink()
     with pytest.raises(SpecError, match=r"the tokenizer of .* cannot be loaded"):

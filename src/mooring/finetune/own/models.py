@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mooring.finetune.errors import SpecError
+from mooring.finetune.errors import SpecError, suggestion
 from mooring.finetune.own.networks import DenseNet121Cifar, ResNet18Cifar, VGG16Cifar
 from mooring.finetune.task_spec import ModelSpec
 
@@ -64,8 +64,12 @@ def build(spec: ModelSpec, purpose: Purpose, classes: int = 0) -> nn.Module:
     if spec.type:
         sizes: dict[str, Any] = labels if images or not classes else {"vocab_size": classes}
         try:
+            usual = transformers.AutoConfig.for_model(spec.type)
+            _check_keys(spec, usual)
             config = transformers.AutoConfig.for_model(spec.type, **{**sizes, **spec.config})
             return Logits(family.from_config(config), argument)
+        except SpecError:
+            raise
         except Exception as error:
             raise SpecError(f"model.type {spec.type!r} with the config given makes no model: {_line(error)}") from error
     try:
@@ -89,6 +93,13 @@ def build(spec: ModelSpec, purpose: Purpose, classes: int = 0) -> nn.Module:
             f"{len(sizes)} parameters are not among them, {new[0]} for one"
         )
     return Logits(network, argument, tuple(f"network.{name}" for name in new))
+
+
+def _check_keys(spec: ModelSpec, usual: Any) -> None:
+    # A configuration takes any key, and a misspelt one would train another model than the file says.
+    for name in spec.config:
+        if not hasattr(usual, name):
+            raise SpecError(f"model.config: {type(usual).__name__} has no {name!r}{suggestion(name, usual.to_dict())}")
 
 
 def tokenizer(spec: ModelSpec) -> Any:
