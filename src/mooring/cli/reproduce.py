@@ -180,11 +180,12 @@ def _list(output: Path, *, as_json: bool) -> int:
         full, quick = info.minutes
         table.add_row(info.id, info.claim + needs, info.source, f"{full:.3g}", f"{quick:.3g}")
     console.print(table)
-    full, quick = (sum(info.minutes[i] for info in EXPERIMENTS.values()) for i in (0, 1))
+    usual = [info for info in EXPERIMENTS.values() if not info.needs]
+    full, quick = (sum(info.minutes[i] for info in usual) for i in (0, 1))
     console.print(
-        f"\nMinutes are of one core; all of them together take about {full:.0f}, or {quick:.0f} with --quick.\n"
-        f"mooring reproduce ID runs one and writes its picture, data and figures to {output}/ID; "
-        "mooring reproduce all runs all.",
+        f"\nMinutes are of one core. mooring reproduce ID writes a picture, data and figures to {output}/ID; "
+        f"mooring reproduce all takes about {full:.0f} minutes of one core, {quick:.0f} with --quick, and leaves out "
+        "what needs more than is installed.",
         highlight=False,
     )
     return OK

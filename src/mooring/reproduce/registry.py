@@ -51,7 +51,7 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             "norm-growth",
             "Momentum multiplies the growth of the squared norm by (1 + β) / (1 − β); projection by one.",
             ADAMP,
-            (0.2, 0.1),
+            (0.4, 0.1),
         ),
         ExperimentInfo(
             "trust-ratio",
@@ -75,7 +75,7 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             "matrix-sensing",
             "Noise at two points finds the hidden matrix, noise at one point less well, descent not at all.",
             NSO,
-            (6.5, 0.4),
+            (9.0, 0.4),
         ),
         ExperimentInfo(
             "variance-orders",
@@ -93,7 +93,7 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             "rates",
             "NSO finds a stationary point at the rate (kT)^-1/2.",
             NSO,
-            (3.0, 0.4),
+            (2.7, 0.4),
         ),
         ExperimentInfo(
             "norm-escape",
@@ -112,13 +112,13 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             "low-label",
             "What NSO and AdamSPD gain over their base with 25, 50, 100 and 200 labels.",
             OURS,
-            (2.5, 0.5),
+            (3.0, 0.5),
         ),
         ExperimentInfo(
             "digits-norm-growth",
             "On real digits without decay, momentum inflates scale-invariant weights and slows them down.",
             ADAMP,
-            (1.6, 0.4),
+            (3.0, 0.4),
         ),
         ExperimentInfo(
             "digits-decay-grid",
@@ -130,32 +130,32 @@ EXPERIMENTS: dict[str, ExperimentInfo] = {
             "digits-adam-variants",
             "AdamS against L2, AdamW and variants of Adam, each tuned with equal effort.",
             SWD,
-            (4.0, 0.6),
+            (4.5, 0.6),
         ),
         ExperimentInfo(
             "digits-sharpness",
             "Noise stability against SAM, USAM, ASAM and RSAM: accuracy, trace and largest eigenvalue, at equal "
             "gradients and at equal loss.",
             NSO,
-            (5.0, 0.8),
+            (8.0, 0.8),
         ),
         ExperimentInfo(
             "digits-combinations",
             "Which of projection, selective projection, noise, decay and augmentation help together, by a factorial.",
             OURS,
-            (5.0, 0.8),
+            (7.0, 0.8),
         ),
         ExperimentInfo(
             "retrieval",
             "Where the embedding has a fixed length, projection keeps weights from growing; recall@1 beside it.",
             ADAMP,
-            (3.0, 0.7),
+            (2.2, 0.7),
         ),
         ExperimentInfo(
             "text-weight-norm",
             "With weight normalisation a language model's weights grow less under projection; bits beside it.",
             ADAMP,
-            (3.5, 1.0),
+            (2.7, 1.0),
         ),
         ExperimentInfo(
             "language-supersense",
