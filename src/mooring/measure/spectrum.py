@@ -11,7 +11,7 @@ from torch import Tensor
 from mooring.measure.estimate import Estimate, mean_of
 from mooring.measure.point import Point
 from mooring.step.batch import compute_dtype
-from mooring.step.shards import all_sum
+from mooring.step.shards import Axis, all_sum
 
 Multiply = Callable[[Sequence[Tensor]], list[Tensor]]
 Rule = tuple[Tensor, Tensor]
@@ -40,7 +40,7 @@ class Flat:
 
     def dots(self, rows: Tensor, vector: Tensor, lengths: Sequence[int]) -> Tensor:
         """Inner product of every row with a vector: float64."""
-        by_groups: dict[tuple[object, ...], Tensor] = {}
+        by_groups: dict[tuple[Axis, ...], Tensor] = {}
         start = 0
         for length, groups in zip(lengths, self._point.groups):
             value = torch.zeros(rows.shape[0], dtype=torch.float64, device=self.device)

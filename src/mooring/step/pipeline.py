@@ -11,7 +11,7 @@ from torch import Tensor
 from mooring.step.batch import Batch
 from mooring.step.move import Move
 from mooring.step.record import Recorder, Recording
-from mooring.step.shards import all_sum
+from mooring.step.shards import WithinRows, all_sum
 
 Request = tuple[Tensor, tuple[Any, ...]]
 
@@ -78,12 +78,17 @@ def observe_decide_apply(batch: Batch, recording: Recording | None) -> Generator
 
 
 def _drive(steps: Sequence[Generator[Request, Tensor, None]]) -> None:
-    """Advance generators together: collect what each asks for, reduce it in one go, send the sums back."""
+    """Advance generators together: collect what each asks for, reduce it in one go, send the sums back.
+
+    Sums of split rows go first: the batches that need them then ask for their tensors' sums with all the others.
+    """
     waiting: list[tuple[Generator[Request, Tensor, None], Request]] = []
     for step in steps:
         _advance(step, None, waiting)
     while waiting:
-        now, waiting = waiting, []
+        by_row = [isinstance(axes, WithinRows) for _, (_, axes) in waiting]
+        now = [item for item, first in zip(waiting, by_row) if first or not any(by_row)]
+        waiting = [item for item, first in zip(waiting, by_row) if any(by_row) and not first]
         for (step, _), total in zip(now, all_sum([request for _, request in now])):
             _advance(step, total, waiting)
 

@@ -1,9 +1,9 @@
-"""Where a parameter is split: local tensors, global shapes, and the process groups that hold the other pieces."""
+"""Where a parameter is split: local tensors, global shapes, and the processes that hold the other pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,23 +13,32 @@ from torch import Tensor
 from mooring.kernels.eager import row_sums
 from mooring.step.scalars import on_device
 
+Axis = tuple[Any, int]
+"""A dimension of a device mesh: the mesh and the number of the dimension."""
+
+
+class WithinRows(tuple[Axis, ...]):
+    """Mesh dimensions that split rows: sums over them have a value for each row that a process holds a part of."""
+
+    __slots__ = ()
+
 
 @dataclass(frozen=True)
 class Sharding:
     """How one parameter is split.
 
     Attributes:
-        rows: process groups over which whole rows are distributed.
-        within: process groups over which a row itself is split.
+        rows: mesh dimensions over which whole rows are distributed.
+        within: mesh dimensions over which a row itself is split.
     """
 
-    rows: tuple[Any, ...] = ()
-    within: tuple[Any, ...] = ()
+    rows: tuple[Axis, ...] = ()
+    within: WithinRows = field(default_factory=WithinRows)
 
     @property
-    def groups(self) -> tuple[Any, ...]:
-        """All process groups that hold different elements of the parameter."""
-        return self.rows + self.within
+    def groups(self) -> tuple[Axis, ...]:
+        """All mesh dimensions along which processes hold different elements of the parameter."""
+        return (*self.rows, *self.within)
 
 
 WHOLE = Sharding()
@@ -91,8 +100,8 @@ def sharding(p: Tensor, row_dim: int) -> Sharding:
     """
     if not is_sharded(p):
         return WHOLE
-    rows: list[Any] = []
-    within: list[Any] = []
+    rows: list[Axis] = []
+    within: list[Axis] = []
     mesh = p.device_mesh  # type: ignore[attr-defined]
     for mesh_dim, placement in enumerate(p.placements):  # type: ignore[attr-defined]
         if placement.is_partial():
@@ -104,32 +113,62 @@ def sharding(p: Tensor, row_dim: int) -> Sharding:
             continue
         dim = dim % max(p.ndim, 1)
         # A vector is one row, so splitting it splits the row; its sums are only ever read for the whole tensor.
-        (rows if p.ndim < 2 or dim == row_dim else within).append(mesh.get_group(mesh_dim))
-    return Sharding(tuple(rows), tuple(within))
+        (rows if p.ndim < 2 or dim == row_dim else within).append((mesh, mesh_dim))
+    return Sharding(tuple(rows), WithinRows(within))
 
 
-def all_sum(requests: list[tuple[Tensor, tuple[Any, ...]]]) -> list[Tensor]:
-    """Add float64 tensors over process groups, one flattened collective for each distinct set of groups.
+def all_sum(requests: list[tuple[Tensor, tuple[Axis, ...]]]) -> list[Tensor]:
+    """Add float64 tensors over the processes that hold different elements: one flattened collective for each mesh.
+
+    Where the tensors of a mesh are split along different dimensions of it, the collective runs over all of these
+    dimensions, and of processes that hold copies of a tensor the first one adds: so one is enough, and copies get the
+    same bits. Sums of rows that are split have collectives of their own, because other processes hold other numbers
+    of rows. Meshes are not joined with one another, not even one with a slice of it: along the rest of the larger mesh
+    the slices may hold different tensors, as experts do.
 
     Args:
-        requests: (tensor, groups) pairs. Every process of the groups must pass the same shapes in the same order.
+        requests: (tensor, mesh dimensions) pairs; without dimensions the tensor is its own sum. Every process along
+            the dimensions must pass the same shapes in the same order, and every process of the mesh too unless the
+            dimensions are `WithinRows`.
 
     Returns:
         The sums, in the order of the requests.
     """
     results: list[Tensor] = [tensor for tensor, _ in requests]
-    by_groups: dict[tuple[Any, ...], list[int]] = {}
-    for i, (_, groups) in enumerate(requests):
-        if groups:
-            by_groups.setdefault(groups, []).append(i)
-    for groups, members in by_groups.items():
-        flat = torch.cat([requests[i][0].reshape(-1) for i in members])
-        for group in groups:
-            dist.all_reduce(flat, group=group)
+    together: dict[tuple[Any, tuple[Axis, ...] | None], list[int]] = {}
+    for i, (_, axes) in enumerate(requests):
+        if axes:
+            together.setdefault((axes[0][0], axes if isinstance(axes, WithinRows) else None), []).append(i)
+    for (mesh, _), members in together.items():
+        split = [{dim for _, dim in requests[i][1]} for i in members]
+        dims = tuple(sorted(set().union(*split)))
+        here = mesh.get_coordinate()
+        adds = [all(here[dim] == 0 for dim in dims if dim not in own) for own in split]
+        parts = [requests[i][0].reshape(-1) for i in members]
+        flat = torch.cat([part if add else torch.zeros_like(part) for part, add in zip(parts, adds)])
+        dist.all_reduce(flat, group=_group(mesh, dims))
         pieces = torch.split(flat, [requests[i][0].numel() for i in members])
         for i, piece in zip(members, pieces):
             results[i] = piece.view(requests[i][0].shape)
     return results
+
+
+_GROUPS: dict[tuple[Any, tuple[int, ...]], Any] = {}
+
+
+def _group(mesh: Any, dims: tuple[int, ...]) -> Any:
+    """The process group of this process along some dimensions of a mesh together; made once, by its members alone."""
+    if len(dims) == 1:
+        return mesh.get_group(dims[0])
+    here = mesh.get_coordinate()
+    plane = mesh.mesh[tuple(slice(None) if dim in dims else here[dim] for dim in range(mesh.ndim))]
+    ranks = tuple(sorted(plane.flatten().tolist()))
+    if len(ranks) == dist.get_world_size():
+        return dist.group.WORLD
+    key = (dist.group.WORLD, ranks)
+    if key not in _GROUPS:
+        _GROUPS[key] = dist.new_group(list(ranks), use_local_synchronization=True)
+    return _GROUPS[key]
 
 
 def ordered_sum(parts: Sequence[Tensor], positions: Sequence[Sequence[int]]) -> Tensor:

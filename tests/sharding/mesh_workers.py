@@ -1,0 +1,142 @@
+"""What each of four processes does on two-dimensional meshes: the same step as one process, from the same gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard
+
+import mooring as mo
+from mooring.step.shards import piece
+from tests.optim.table import ROWS, OptimizerRow
+
+Place = tuple[tuple[int, ...], DeviceMesh, list[Placement]]
+
+
+def layouts() -> dict[str, list[Place]]:
+    """Weights as HSDP, tensor parallelism and both kinds of two-dimensional parallelism hold them."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    copies, split = Replicate(), Shard(0)
+    by_column, strided = Shard(1), _StridedShard(0, split_factor=2)
+    vector: Place = ((7,), mesh, [split, copies])
+    return {
+        "HSDP": [((5, 4), mesh, [copies, split]), ((1, 6), mesh, [copies, split]), ((7,), mesh, [copies, split])],
+        "TP": [((6, 5), mesh, [copies, split]), ((3, 6), mesh, [copies, by_column]), ((4, 4), mesh, [copies, copies])],
+        "FSDP and TP by columns": [((5, 6), mesh, [split, by_column]), vector, ((4, 3), mesh, [copies, split])],
+        "FSDP and TP on the same rows": [((9, 4), mesh, [strided, split]), ((2, 3), mesh, [strided, split]), vector],
+        "the same columns twice": [((3, 9), mesh, [by_column, by_column]), vector],
+    }
+
+
+def spread(x: torch.Tensor, place: Place) -> DTensor:
+    """A whole tensor as this process's DTensor; torch cannot distribute a strided shard, so that is cut by hand."""
+    _, mesh, placements = place
+    if not any(isinstance(p, _StridedShard) for p in placements):
+        return distribute_tensor(x.clone(), mesh, placements)
+    dp, tp = mesh.get_coordinate()  # type: ignore[misc]
+    rows = list(torch.chunk(torch.arange(len(x)), 2))  # first over tp, then each part over dp
+    mine = list(torch.chunk(rows[tp], 2)) if tp < len(rows) else []
+    own = mine[dp] if dp < len(mine) else torch.arange(0)
+    return DTensor.from_local(x[own].clone(), mesh, placements, run_check=False, shape=x.shape, stride=x.stride())
+
+
+def local_of(x: torch.Tensor, place: Place) -> torch.Tensor:
+    return spread(x, place).to_local()
+
+
+def follow(row: OptimizerRow, layout: list[Place], steps: int) -> tuple[float, int]:
+    """The largest relative error of a displacement after any step, and the most collectives that a step took."""
+
+    def draw(seed: int) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape, _, _ in layout]
+
+    start = draw(0)
+    whole = [nn.Parameter(x.clone()) for x in start]
+    split = [nn.Parameter(spread(x, place)) for x, place in zip(start, layout)]
+    variant = "delta .5" if "delta .5" in row.variants else "default"
+    reference, optimizer = row.build(whole, variant), row.build(split, variant)
+    reduce, calls, most, worst = dist.all_reduce, 0, 0, 0.0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return reduce(*args, **kwargs)
+
+    for t in range(1, steps + 1):
+        for p, q, g, place in zip(whole, split, draw(t), layout):
+            p.grad, q.grad = g, spread(g, place)
+        reference.step()
+        calls, dist.all_reduce = 0, counted
+        optimizer.step()
+        dist.all_reduce, most = reduce, max(most, calls)
+        for p, q, x, place in zip(whole, split, start, layout):
+            moved = (p.detach() - x).norm()
+            error = (q.detach().to_local() - local_of(p.detach(), place)).norm() / moved  # type: ignore[attr-defined]
+            worst = max(worst, float(error))
+    return worst, most
+
+
+def every_row(steps: int) -> dict[str, Any]:
+    """By layout and row: error and collectives."""
+    return {f"{name}: {row.name}": follow(row, layout, steps) for name, layout in layouts().items() for row in ROWS}
+
+
+def perturbed(steps: int) -> dict[str, float]:
+    """NSO's and SAM's displacement on every layout against one process: f(w) = sum of (w^4 / 4 - c w)."""
+    makers = {
+        "NSO": lambda base: mo.NSO(base, sigma=0.05, k=2, model=nn.Module()),
+        "SAM": lambda base: mo.SAM(base, rho=0.1, model=nn.Module()),
+        "ASAM": lambda base: mo.ASAM(base, rho=0.1, model=nn.Module()),
+    }
+    found = {}
+    for name, layout in layouts().items():
+        for method, make in makers.items():
+            generator = torch.Generator().manual_seed(1)
+            start = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape, _, _ in layout]
+            c = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape, _, _ in layout]
+            ends = []
+            for sharded in (False, True):
+                params = [nn.Parameter(spread(x, pl) if sharded else x.clone()) for x, pl in zip(start, layout)]
+                named = [(f"w{i}", p) for i, p in enumerate(params)]
+                optimizer = make(mo.AdamW(named, lr=0.01))
+                for _ in range(steps):
+                    optimizer.zero_grad()
+                    for pass_ in optimizer.passes():
+                        with pass_, torch.no_grad():
+                            for p, target, place in zip(params, c, layout):
+                                if sharded:
+                                    here = p.detach().to_local()  # type: ignore[attr-defined]
+                                    g = here**3 - local_of(target, place)
+                                    whole = DTensor.from_local(
+                                        g, place[1], place[2], run_check=False, shape=p.shape, stride=p.stride()
+                                    )
+                                else:
+                                    whole = p.detach() ** 3 - target
+                                p.grad = whole if p.grad is None else p.grad + whole
+                    optimizer.step()
+                ends.append([p.detach() for p in params])
+            found[f"{name}: {method}"] = max(
+                float((q.to_local() - local_of(p, place)).norm() / (p - x).norm())  # type: ignore[attr-defined]
+                for p, q, x, place in zip(*ends, start, layout)
+            )
+    return found
+
+
+def pieces() -> bool:
+    """Where a piece begins, against where its first element stands in the whole tensor."""
+    for layout in layouts().values():
+        for shape, mesh, placements in layout:
+            numbers = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+            place = (shape, mesh, placements)
+            mine, where = local_of(numbers, place), piece(spread(numbers, place))
+            assert tuple(mine.shape) == where.shape, (shape, placements)
+            if mine.numel():
+                first = torch.tensor(where.offset).tolist()
+                assert float(mine.flatten()[0]) == float(numbers[tuple(first)]), (shape, placements)
+    return True
