@@ -8,7 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import mooring as mo
@@ -61,20 +63,14 @@ def follow(row: OptimizerRow, layout: list[Place], steps: int) -> tuple[float, i
     split = [nn.Parameter(spread(x, place)) for x, place in zip(start, layout)]
     variant = "delta .5" if "delta .5" in row.variants else "default"
     reference, optimizer = row.build(whole, variant), row.build(split, variant)
-    reduce, calls, most, worst = dist.all_reduce, 0, 0, 0.0
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return reduce(*args, **kwargs)
-
+    most, worst = 0, 0.0
     for t in range(1, steps + 1):
         for p, q, g, place in zip(whole, split, draw(t), layout):
             p.grad, q.grad = g, spread(g, place)
         reference.step()
-        calls, dist.all_reduce = 0, counted
-        optimizer.step()
-        dist.all_reduce, most = reduce, max(most, calls)
+        with Collectives() as seen:
+            optimizer.step()
+        most = max(most, seen.count)
         for p, q, x, place in zip(whole, split, start, layout):
             moved = (p.detach() - x).norm()
             error = (q.detach().to_local() - local_of(p.detach(), place)).norm() / moved  # type: ignore[attr-defined]
@@ -140,3 +136,84 @@ def pieces() -> bool:
                 first = torch.tensor(where.offset).tolist()
                 assert float(mine.flatten()[0]) == float(numbers[tuple(first)]), (shape, placements)
     return True
+
+
+class Block(nn.Module):
+    """Two layers as tensor parallelism splits them, by columns and by rows, between weights that it leaves whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+        self.up = nn.Linear(6, 10)  # even over tp, as its forward pass wants; 5 rows each are uneven over dp
+        self.down = nn.Linear(10, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(x + self.down(torch.tanh(self.up(self.norm(x)))))
+        return out
+
+
+def parallel(kind: str) -> nn.Module:
+    """The model as torch splits it: FSDP's replicas of shards, tensor parallelism, or FSDP over tensor parallelism."""
+    torch.manual_seed(3)
+    model = Block().double()
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    if kind == "HSDP":
+        for layer in (model.up, model.down, model):
+            fully_shard(layer, mesh=mesh)
+        return model
+    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+    parallelize_module(model, mesh["tp"], plan)
+    if kind == "FSDP and TP":
+        for layer in (model.up, model.down, model):
+            fully_shard(layer, mesh=mesh["dp"])
+    return model
+
+
+def trained(steps: int) -> dict[str, Any]:
+    """Every row on every kind, from its own backward passes: error against one process, collectives, placements."""
+    found: dict[str, Any] = {}
+    for kind in ("HSDP", "TP", "FSDP and TP"):
+        for row in ROWS:
+            torch.manual_seed(3)
+            single, split = Block().double(), parallel(kind)
+            start = [p.detach().clone() for p in single.parameters()]
+            optimizers = [row.build(list(m.named_parameters()), "default") for m in (single, split)]
+            most = 0
+            for step in range(steps):
+                generator = torch.Generator().manual_seed(step)
+                x = torch.randn(8, 6, generator=generator, dtype=torch.float64)
+                y = torch.randn(8, 3, generator=generator, dtype=torch.float64)
+                for model, optimizer in zip((single, split), optimizers):
+                    optimizer.zero_grad()
+                    # The same batch everywhere: the mean of gradients over processes is that of one.
+                    (model(x) - y).square().mean().backward()
+                optimizers[0].step()
+                with Collectives() as seen:
+                    optimizers[1].step()
+                most = max(most, seen.count)
+            error = max(
+                float((q.detach().full_tensor() if isinstance(q, DTensor) else q.detach()).sub(p.detach()).norm())
+                / float((p.detach() - s).norm())
+                for p, q, s in zip(single.parameters(), split.parameters(), start)
+            )
+            found[f"{kind}: {row.name}"] = error, most
+        found[kind] = sorted({str(getattr(p, "placements", "whole")) for p in split.parameters()})
+    return found
+
+
+class Collectives:
+    """Counts the reductions over processes inside the block."""
+
+    def __enter__(self) -> Collectives:
+        self.count, self._reduce = 0, dist.all_reduce
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            return self._reduce(*args, **kwargs)
+
+        dist.all_reduce = counted
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        dist.all_reduce = self._reduce

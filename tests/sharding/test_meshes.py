@@ -28,6 +28,21 @@ def test_every_optimizer_takes_the_step_of_one_process() -> None:
             assert collectives <= len(stages) + (layout in SPLITS_ROWS and "projection" in stages), name
 
 
+def test_models_that_torch_splits_train_as_one_process_does() -> None:
+    """Tensor parallelism leaves weights on meshes of their own, which take collectives of their own."""
+    results = run("tests.sharding.mesh_workers:trained", ranks=4, steps=8)
+    for found in results:
+        for kind, meshes in (("HSDP", 1), ("TP", 1), ("FSDP and TP", 2)):
+            print(f"{kind}: {found.pop(kind)}")
+            for row, stages in STAGES.items():
+                error, collectives = found[f"{kind}: {row}"]
+                print(f"{kind}: {row}: {error:.1e}, {collectives}")
+                stage_names = stages.split()
+                rows_first = kind != "HSDP" and "projection" in stage_names
+                assert error <= 1e-12, (kind, row)
+                assert collectives <= meshes * len(stage_names) + rows_first, (kind, row)
+
+
 def test_noise_and_ascents_are_those_of_one_process() -> None:
     for found in run("tests.sharding.mesh_workers:perturbed", ranks=4, steps=6):
         for name, error in found.items():
