@@ -64,7 +64,8 @@ class Run:
         """``[function(*a) for a in arguments]``, side by side, with one torch thread each.
 
         A job that finished is kept on disk and not run again when the experiment is: an interruption loses only what
-        was running. Kept results are used as long as the library, torch and the experiment's own file are the same.
+        was running. Kept results are used as long as the library, torch, the experiment's own file and what the
+        experiments share are the same.
 
         Args:
             function: A function at the top level of a module. It seeds its own random numbers; what it returns is
@@ -120,6 +121,6 @@ def _fingerprint(file: str) -> str:
     for path in sorted(path for room in _ROOMS for path in (package / room).rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode())
         digest.update(path.read_bytes())
-    digest.update(Path(file).read_bytes())
-    digest.update((Path(__file__).parent / "digits.py").read_bytes())
+    for path in (Path(file), *sorted(Path(__file__).parent.glob("*.py"))):  # what experiments share lies beside this
+        digest.update(path.read_bytes())
     return digest.hexdigest()
