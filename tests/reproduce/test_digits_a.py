@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import mooring as mo
+from mooring.compare.statistics import summarise
 from mooring.finetune.data import Split
 from mooring.finetune.models import MLP
 from mooring.reproduce import digits
 from mooring.reproduce.experiments import digits_adam_variants, digits_decay_grid, digits_norm_growth
-from mooring.reproduce.intervals import mean_of
 
 
 def early() -> Split:
@@ -50,13 +50,13 @@ def test_norms_turns_and_growth_are_those_of_the_weights(name: str) -> None:
 
 
 def test_an_interval_is_student_s() -> None:
-    found = mean_of([1.0, 2.0, 4.0])
+    found = summarise([1.0, 2.0, 4.0])
     deviation = math.sqrt(((1 - 7 / 3) ** 2 + (2 - 7 / 3) ** 2 + (4 - 7 / 3) ** 2) / 2)
-    assert found.value == pytest.approx(7 / 3)
+    assert found.mean == pytest.approx(7 / 3)
     assert found.error == pytest.approx(deviation / math.sqrt(3))
     assert found.half == pytest.approx(4.302653 * deviation / math.sqrt(3))  # the table's t for two degrees of freedom
-    diverged = mean_of([1.0, math.nan])
-    assert math.isnan(diverged.value) and math.isnan(diverged.half)
+    diverged = summarise([1.0, math.nan])
+    assert math.isnan(diverged.mean) and math.isnan(diverged.half)
 
 
 def test_the_gradient_norm_is_the_slope_along_the_gradient() -> None:

@@ -33,6 +33,22 @@ class Summary:
     high: float | None
     interval: str  # "t", "BCa" or "none"
 
+    @property
+    def error(self) -> float:
+        """The standard error of the mean; not-a-number where there is no deviation."""
+        return math.nan if self.sd is None else self.sd / math.sqrt(self.n)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval as two numbers, not-a-number where there is none."""
+        return (math.nan, math.nan) if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def half(self) -> float:
+        """Half the width of the interval, which bars in a picture are drawn with."""
+        low, high = self.ends
+        return (high - low) / 2
+
 
 @dataclass(frozen=True)
 class Comparison:

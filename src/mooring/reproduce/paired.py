@@ -32,12 +32,7 @@ def interval(change: Summary, digits: int = 2) -> str:
     return f"{change.low:+.{digits}f} … {change.high:+.{digits}f}"
 
 
-def error(change: Summary) -> float | None:
-    """The standard error."""
-    return None if change.sd is None else change.sd / math.sqrt(change.n)
-
-
 def finding(figure: str, change: Summary, published: str = "", why: str = "") -> Check:
     """A difference that is shown with its 95 % interval and not asserted."""
     text = f"{why}; " if why else ""
-    return Check.finding(figure, change.mean, published, f"{text}95 % interval {interval(change)}", error(change))
+    return Check.finding(figure, change.mean, published, f"{text}95 % interval {interval(change)}", change.error)

@@ -34,10 +34,9 @@ from matplotlib.figure import Figure
 
 import mooring as mo
 from mooring.compare.plots.style import PAPER
-from mooring.compare.statistics import ALPHA, Comparison, compare_paired
+from mooring.compare.statistics import ALPHA, Comparison, Summary, compare_paired, summarise
 from mooring.finetune.data import Split
 from mooring.reproduce import Check, Outcome, Run, digits
-from mooring.reproduce.intervals import Mean, mean_of
 from mooring.reproduce.picture import COLOURS, panels
 
 LEARNED, CHOSEN_ON = slice(0, 800), slice(800, 1000)
@@ -157,11 +156,11 @@ def run(run: Run) -> Outcome:
         errors[method][seed] = error
     differences = compare_paired(errors, BASELINE)
 
-    means = {method: mean_of(list(by_seed.values())) for method, by_seed in errors.items()}
-    line, worst = logistic_regression(), max(methods, key=lambda method: means[method].value)
+    means = {method: summarise(list(by_seed.values())) for method, by_seed in errors.items()}
+    line, worst = logistic_regression(), max(methods, key=lambda method: means[method].mean)
     checks = [
         Check.below(
-            f"highest mean error of a tuned method ({worst}), %", means[worst].value, line,
+            f"highest mean error of a tuned method ({worst}), %", means[worst].mean, line,
             "logistic regression on the same rows", "", means[worst].error,
         )
     ]  # fmt: skip
@@ -171,19 +170,19 @@ def run(run: Run) -> Outcome:
     ]
     for method in methods:
         rate, decay = chosen[method]
-        start = f"| {method} | {rate:.2g} | {decay:.2g} | {means[method].value:.2f} | "
+        start = f"| {method} | {rate:.2g} | {decay:.2g} | {means[method].mean:.2f} | "
         published = VARIANTS[method].published
         if method == BASELINE:
             table.append(start + f"| | {published} |")
             continue
         found = differences[method]
-        mean, (low, high) = found.difference.mean, _ends(found)
+        mean, (low, high) = found.difference.mean, found.difference.ends
         table.append(start + f"{mean:+.2f} ({low:+.2f} … {high:+.2f}) | {found.p_adjusted:.2g} | {published or ''} |")
         theirs = round(published - VARIANTS[BASELINE].published, 2) if published else ""  # type: ignore[operator]
         why = f"95 % interval {low:+.2f} … {high:+.2f}, Holm's p {found.p_adjusted:.2g}"
         why += ": " + _word(found, seeds)
-        spread = (found.difference.sd or math.nan) / math.sqrt(seeds)
-        checks.append(Check.finding(f"{method} - {BASELINE}: points of error", mean, theirs, why, spread))
+        figure = f"{method} - {BASELINE}: points of error"
+        checks.append(Check.finding(figure, mean, theirs, why, found.difference.error))
     notes = ["\n".join(table), f"{_take(differences, seeds)} {_spread(means, tuned)}"]
     if missing:
         notes.append(
@@ -197,11 +196,6 @@ def run(run: Run) -> Outcome:
         "errors": [{"method": m, "seed": s, "error": e} for m, by_seed in errors.items() for s, e in by_seed.items()],
     }
     return Outcome(checks, data, draw(errors, differences, tuned), notes)
-
-
-def _ends(found: Comparison) -> tuple[float, float]:
-    low, high = found.difference.low, found.difference.high
-    return (math.nan if low is None else low), (math.nan if high is None else high)
 
 
 def _word(found: Comparison, seeds: int) -> str:
@@ -229,12 +223,12 @@ def _take(differences: Mapping[str, Comparison], seeds: int) -> str:
 
 
 def _spread(
-    means: Mapping[str, Mean], tuned: Mapping[str, Mapping[tuple[float, float], Sequence[Sequence[float]]]]
+    means: Mapping[str, Summary], tuned: Mapping[str, Mapping[tuple[float, float], Sequence[Sequence[float]]]]
 ) -> str:
     """How much the setting matters beside the method."""
     tries = [[float(np.mean(scores, axis=0)[0]) for scores in by_point.values()] for by_point in tuned.values()]
     settings = float(np.median([max(errors) - min(errors) for errors in tries]))
-    values = [mean.value for mean in means.values()]
+    values = [mean.mean for mean in means.values()]
     return (
         f"The tuned methods lie within {max(values) - min(values):.2f} points of each other; the tried settings of one "
         f"method within {settings:.2f} (validation error, median over methods). The intervals are over seeds at the "
@@ -254,16 +248,15 @@ def draw(
     for method, place in places.items():
         colour = COLOURS[2] if method == BASELINE else COLOURS[1]
         values = list(errors[method].values())
-        mean = mean_of(values)
+        mean = summarise(values)
         left.plot(values, [place] * len(values), "o", color=colour, alpha=0.3, markersize=4)
-        left.errorbar(mean.value, place, xerr=mean.half, fmt="D", color=colour, capsize=3, markersize=5)
+        left.errorbar(mean.mean, place, xerr=mean.half, fmt="D", color=colour, capsize=3, markersize=5)
         tries = [float(np.mean(scores, axis=0)[0]) for scores in tuned[method].values()]
         right.plot(tries, [place] * len(tries), "o", color=COLOURS[0], alpha=0.5, markersize=5)
         right.plot(min(tries), place, "D", color=colour, markersize=6)
         if method != BASELINE:
             found = differences[method]
-            low, high = _ends(found)
-            mean_difference = found.difference.mean
+            mean_difference, (low, high) = found.difference.mean, found.difference.ends
             middle.errorbar(
                 mean_difference, place, xerr=[[mean_difference - low], [high - mean_difference]], fmt="D", capsize=3,
                 markersize=5, color=COLOURS[1], markerfacecolor=COLOURS[1] if found.resolved else PAPER,

@@ -43,7 +43,7 @@ from mooring.compare.plots.style import BLUE, GREY, INK, PAPER, VERMILLION
 from mooring.compare.statistics import Summary, holm, sign_flip_p, summarise
 from mooring.reproduce import Check, Outcome, Row, Run
 from mooring.reproduce.digits import pretrained, report, train, whole
-from mooring.reproduce.paired import error, finding, interval, percent
+from mooring.reproduce.paired import finding, interval, percent
 
 CROSSED = ("projection", "selective", "noise", "decay", "augmentation")
 KIND = "stable"
@@ -148,9 +148,9 @@ def run(run: Run) -> Outcome:
     checks = []
     for name, words in (("decay", "decay toward the start"), ("selective", "selective projection")):
         change = found["drift"][name][0]
-        slack = 2 * (error(change) or math.nan)
+        slack = 2 * change.error
         why = f"it ends nearer; two standard errors over {len(seeds)} seeds"
-        checks.append(Check.below(f"{words}: effect on log drift", change.mean, -slack, why, error=error(change)))
+        checks.append(Check.below(f"{words}: effect on log drift", change.mean, -slack, why, error=change.error))
     for metric, label in METRICS.items():
         for name in (*CROSSED, KIND):
             checks.append(finding(f"{name}: {label}", *shown(metric, found[metric][name])))

@@ -37,12 +37,13 @@ from matplotlib.lines import Line2D
 from torch import nn
 
 import mooring as mo
+from mooring.compare.statistics import Summary, summarise
 from mooring.finetune.data import Split
 from mooring.finetune.models import MLP
 from mooring.finetune.seeds import own_global_rng
 from mooring.measure import Hessian
 from mooring.reproduce import Check, Outcome, Run, digits
-from mooring.reproduce.intervals import Mean, mean_of
+from mooring.reproduce.paired import interval
 from mooring.reproduce.picture import COLOURS, panels
 
 RATES = (1e-3, 3e-3, 1e-2)
@@ -109,7 +110,7 @@ def run(run: Run) -> Outcome:
     ]  # fmt: skip
     found = dict(zip(cells, run.map(train, [(*cell, steps) for cell in cells], "training"), strict=True))
 
-    def over_seeds(kind: str, measure: str) -> Mean:
+    def over_seeds(kind: str, measure: str) -> Summary:
         """The mean log ratio to no decay over the grid: one number for every seed, then over seeds."""
         logs = [
             np.mean([
@@ -118,9 +119,9 @@ def run(run: Run) -> Outcome:
             ])
             for seed in range(seeds)
         ]  # fmt: skip
-        return mean_of([float(value) for value in logs])
+        return summarise([float(value) for value in logs])
 
-    def matched(other: str, measure: str) -> tuple[Mean, int]:
+    def matched(other: str, measure: str) -> tuple[Summary, int]:
         """Stable decay against another kind at equal norm: the mean log ratio, and from how many pairs."""
         values, pairs = [], 0
         for seed in range(seeds):
@@ -134,15 +135,15 @@ def run(run: Run) -> Outcome:
                         logs.append(math.log(ours[measure]) - theirs)
             pairs += len(logs)
             values.append(float(np.mean(logs)) if logs else math.nan)
-        return mean_of(values), pairs
+        return summarise(values), pairs
 
     checks = []
     for kind in decays:
         norm, gradient = over_seeds(kind, "norm"), over_seeds(kind, "gradient")
         why = f"the 95 % interval over {seeds} seeds lies"
         checks += [
-            Check.below(f"{kind} / none: log ratio of ‖w‖", norm.value, -norm.half, f"{why} below 0", "", norm.error),
-            Check.above(f"{kind} / none: log ratio of ‖∇L‖", gradient.value, gradient.half, f"{why} above 0",
+            Check.below(f"{kind} / none: log ratio of ‖w‖", norm.mean, -norm.half, f"{why} below 0", "", norm.error),
+            Check.above(f"{kind} / none: log ratio of ‖∇L‖", gradient.mean, gradient.half, f"{why} above 0",
                         "larger" if kind != "stable" else "", gradient.error),
         ]  # fmt: skip
     table = ["| stable decay against, at equal ‖w‖ | gradient norm | Hessian trace | λ_max |", "|---|--:|--:|--:|"]
@@ -150,10 +151,11 @@ def run(run: Run) -> Outcome:
         line = [other]
         for measure, name in MEASURES.items():
             ratio, pairs = matched(other, measure)
-            why = f"95 % interval {ratio.low:+.3f} … {ratio.high:+.3f}, {pairs} pairs"
+            why = f"95 % interval {interval(ratio, 3)}, {pairs} pairs"
             figure = f"stable / {other} at equal ‖w‖: log ratio of {name}"
-            checks.append(Check.finding(figure, ratio.value, "smaller", why, ratio.error))
-            line.append(f"{percent(ratio.value)} ({percent(ratio.low)} … {percent(ratio.high)})")
+            checks.append(Check.finding(figure, ratio.mean, "smaller", why, ratio.error))
+            low, high = map(percent, ratio.ends)
+            line.append(f"{percent(ratio.mean)} ({low} … {high})")
         table.append("| " + " | ".join(line) + " |")
     notes = [
         "\n".join(table),
@@ -169,11 +171,11 @@ def run(run: Run) -> Outcome:
                 for seed in range(seeds)
             ]
             gradient, norm = (
-                mean_of([math.log(a[what] / b[what]) for a, b in same]) for what in ("gradient", "norm")
+                summarise([math.log(a[what] / b[what]) for a, b in same]) for what in ("gradient", "norm")
             )  # fmt: skip
-            why = f"at ‖w‖ {percent(norm.value)}: λ {setting['stable']:g} against {setting[other]:g}, rate {rate:g}"
+            why = f"at ‖w‖ {percent(norm.mean)}: λ {setting['stable']:g} against {setting[other]:g}, rate {rate:g}"
             figure = f"stable / {other}, the paper's settings: log ratio of ‖∇L‖"
-            checks.append(Check.finding(figure, gradient.value, "smaller", why, gradient.error))
+            checks.append(Check.finding(figure, gradient.mean, "smaller", why, gradient.error))
     capped = sum(result["capped"] for result in found.values())
     if capped:
         notes.append(f"On {capped:.0f} steps of stable decay the shrink reached the whole weight and was capped.")

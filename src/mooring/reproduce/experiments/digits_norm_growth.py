@@ -28,8 +28,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import mooring as mo
+from mooring.compare.statistics import Summary, summarise
 from mooring.reproduce import Check, Outcome, Run, digits
-from mooring.reproduce.intervals import Mean, mean_of
+from mooring.reproduce.paired import interval
 from mooring.reproduce.picture import COLOURS, panels
 
 RIGHT_ANGLE = 1e-3
@@ -93,57 +94,57 @@ def run(run: Run) -> Outcome:
     def turned(result: dict[str, Any]) -> float:
         return float(sum(result["turn"]))
 
-    growths = {name: mean_of([result["growth"] for result in of(name, False)]) for name in OPTIMIZERS}
+    growths = {name: summarise([result["growth"] for result in of(name, False)]) for name in OPTIMIZERS}
     checks: list[Check] = []
     for name, growth in growths.items():
         figure = f"{name}, no decay: growth of ‖w‖² / Σ‖Δw‖²"
         if name in ("momentum", "AdamW"):
             why = f"more than 1 by the 95 % interval over {seeds} seeds"
             published = 19.0 if name == "momentum" else "> 1"
-            checks.append(Check.above(figure, growth.value, 1 + growth.half, why, published, growth.error))
+            checks.append(Check.above(figure, growth.mean, 1 + growth.half, why, published, growth.error))
         else:
             why = "the law of a right angle; 3 standard errors and batch normalisation's eps"
-            checks.append(Check.near(figure, growth.value, 1.0, 3 * growth.error + RIGHT_ANGLE, why, growth.error))
+            checks.append(Check.near(figure, growth.mean, 1.0, 3 * growth.error + RIGHT_ANGLE, why, growth.error))
     why = f"decay shrinks: the 95 % interval over {seeds} seeds lies below 0"
     for name in OPTIMIZERS:
-        norm = mean_of([
+        norm = summarise([
             math.log(a["norm"][-1] / b["norm"][-1]) for a, b in zip(of(name, True), of(name, False), strict=True)
         ])  # fmt: skip
         figure = f"{name}, with decay / without: log ratio of final ‖w‖"
-        checks.append(Check.below(figure, norm.value, -norm.half, why, "", norm.error))
+        checks.append(Check.below(figure, norm.mean, -norm.half, why, "", norm.error))
     for base, projected in PAIRS:
         for decay in (False, True):
             pairs = list(zip(of(projected, decay), of(base, decay), strict=True))
-            norm = mean_of([math.log(a["norm"][-1] / b["norm"][-1]) for a, b in pairs])
-            turn = mean_of([math.log(turned(a) / turned(b)) for a, b in pairs])
+            norm = summarise([math.log(a["norm"][-1] / b["norm"][-1]) for a, b in pairs])
+            turn = summarise([math.log(turned(a) / turned(b)) for a, b in pairs])
             who = f"{projected} / {base}, {'with' if decay else 'no'} decay"
             norms, turns = f"{who}: log ratio of final ‖w‖", f"{who}: log ratio of the sum of effective steps"
             if decay:
                 why = "the claim is about training without decay"
                 checks += [
-                    Check.finding(norms, norm.value, why=why, error=norm.error),
-                    Check.finding(turns, turn.value, why=why, error=turn.error),
+                    Check.finding(norms, norm.mean, why=why, error=norm.error),
+                    Check.finding(turns, turn.mean, why=why, error=turn.error),
                 ]
             else:
                 why = f"the 95 % interval over {seeds} seeds lies"
                 checks += [
-                    Check.below(norms, norm.value, -norm.half, f"{why} below 0", "smaller", norm.error),
-                    Check.above(turns, turn.value, turn.half, f"{why} above 0", "larger", turn.error),
+                    Check.below(norms, norm.mean, -norm.half, f"{why} below 0", "smaller", norm.error),
+                    Check.above(turns, turn.mean, turn.half, f"{why} above 0", "larger", turn.error),
                 ]
     table = [
         "| | with decay | without | difference | 95 % interval | published, ImageNet |",
         "|---|---|---|---|---|---|",
     ]
-    drops: dict[str, Mean] = {}
+    drops: dict[str, Summary] = {}
     for name in OPTIMIZERS:
         with_decay, without = ([result["accuracy"] for result in of(name, decay)] for decay in (True, False))
-        drop = drops[name] = mean_of([b - a for a, b in zip(with_decay, without, strict=True)])
+        drop = drops[name] = summarise([b - a for a, b in zip(with_decay, without, strict=True)])
         published = DROPPED.get(name, "")
-        why = f"95 % interval {drop.low:+.2f} … {drop.high:+.2f}"
-        checks.append(Check.finding(f"{name}: accuracy without decay, points", drop.value, published, why, drop.error))
+        why = f"95 % interval {interval(drop)}"
+        checks.append(Check.finding(f"{name}: accuracy without decay, points", drop.mean, published, why, drop.error))
         table.append(
-            f"| {name} | {sum(with_decay) / seeds:.2f} | {sum(without) / seeds:.2f} | {drop.value:+.2f} "
-            f"| {drop.low:+.2f} … {drop.high:+.2f} | {published} |"
+            f"| {name} | {sum(with_decay) / seeds:.2f} | {sum(without) / seeds:.2f} | {drop.mean:+.2f} "
+            f"| {interval(drop)} | {published} |"
         )
 
     curves = [
@@ -165,7 +166,7 @@ def run(run: Run) -> Outcome:
     return Outcome(checks, {"curves": curves, "ends": ends}, picture, ["\n".join(table), take])
 
 
-def draw(trained: Mapping[Key, Any], growths: Mapping[str, Mean], drops: Mapping[str, Mean]) -> Figure:
+def draw(trained: Mapping[Key, Any], growths: Mapping[str, Summary], drops: Mapping[str, Summary]) -> Figure:
     """Norms and effective steps without decay above, with decay below; growth and accuracy beside them."""
     picture, axes = panels(6, columns=3, height=2.9)
     looks = dict(zip(OPTIMIZERS, COLOURS))
@@ -190,7 +191,7 @@ def draw(trained: Mapping[Key, Any], growths: Mapping[str, Mean], drops: Mapping
     places = list(range(len(OPTIMIZERS)))[::-1]
     for place, name in zip(places, OPTIMIZERS):
         for axis, mean in ((axes[2], growths[name]), (axes[5], drops[name])):
-            axis.errorbar(mean.value, place, xerr=mean.half, fmt="o", color=looks[name], capsize=3)
+            axis.errorbar(mean.mean, place, xerr=mean.half, fmt="o", color=looks[name], capsize=3)
         if name in DROPPED:
             axes[5].plot(DROPPED[name], place, "D", color=looks[name], fillstyle="none")
     axes[2].set(title="growth of ‖w‖² / Σ‖Δw‖², no decay", xscale="log", xlim=(0.8, 40))

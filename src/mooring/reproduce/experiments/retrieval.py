@@ -18,9 +18,8 @@ import math
 import statistics
 from typing import Any
 
-from scipy import stats
-
 import mooring as mo
+from mooring.compare.statistics import Summary, summarise
 from mooring.finetune.evaluate import predict
 from mooring.finetune.loop import Progress
 from mooring.finetune.loop import train as fine_tune
@@ -68,11 +67,6 @@ def growth(result: dict[str, Any]) -> float:
     return float(result["norms"][-1] - result["norms"][0])
 
 
-def error(values: list[float]) -> float:
-    """The standard error of their mean."""
-    return statistics.stdev(values) / math.sqrt(len(values))
-
-
 def run(run: Run) -> Outcome:
     """Search, then the reported seeds, for two pairs of methods."""
     steps, seeds = run.pick(100, 200), range(run.pick(3, 12))
@@ -97,18 +91,19 @@ def run(run: Run) -> Outcome:
             logs = [
                 math.log(growth(search[projected, lr, s, steps]) / growth(search[base, lr, s, steps])) for s in searched
             ]
-            ratios[base, lr] = math.exp(statistics.fmean(logs))
+            ratio = summarise(logs)
+            ratios[base, lr] = math.exp(ratio.mean)
             checks.append(
                 Check.below(
                     f"growth of ‖w‖², log of {projected} / {base}, lr {lr:g}",
-                    statistics.fmean(logs),
-                    -3 * error(logs),
+                    ratio.mean,
+                    -3 * ratio.error,
                     f"below 0 by 3 standard errors over {len(logs)} seeds: a factor of {ratios[base, lr]:.3f}",
                     "less growth",
-                    error(logs),
+                    ratio.error,
                 )
             )
-    differences: dict[tuple[str, str], list[float]] = {}
+    differences: dict[tuple[str, str], tuple[list[float], Summary]] = {}
     resolved = []
     for base, projected in PAIRS.items():
         for split in ("id", "ood.later_rows"):
@@ -116,19 +111,19 @@ def run(run: Run) -> Outcome:
                 final[projected, best[projected], s, steps][split] - final[base, best[base], s, steps][split]
                 for s in seeds
             ]
-            differences[base, split] = pairs
-            half = float(stats.t.ppf(0.975, len(pairs) - 1)) * error(pairs)
-            mean = statistics.fmean(pairs)
-            sides = [name for name, yes in ((projected, mean > half), (base, mean < -half)) if yes]
+            change = summarise(pairs)
+            differences[base, split] = pairs, change
+            low, high = change.ends
+            sides = [name for name, yes in ((projected, low > 0), (base, high < 0)) if yes]
             resolved += [f"{side} on {SPLITS[split]}" for side in sides]
             what = f"{sides[0]} is better" if sides else "not resolved"
             checks.append(
                 Check.finding(
                     f"recall@1 on {SPLITS[split]}: {projected} − {base}, points",
-                    mean,
+                    change.mean,
                     "+0.1 … +2.2" if base == "AdamW" else "",
-                    f"{what}: 95 % interval [{mean - half:+.2f}, {mean + half:+.2f}], {len(pairs)} pairs",
-                    error(pairs),
+                    f"{what}: 95 % interval [{low:+.2f}, {high:+.2f}], {len(pairs)} pairs",
+                    change.error,
                 )
             )
 
@@ -160,12 +155,9 @@ def run(run: Run) -> Outcome:
     norms.set(title="growth of ‖w‖² at the highest rate of each", xlabel="step", yscale="log")
     ends.set(title="growth of ‖w‖² over the training", xlabel="learning rate", xscale="log", yscale="log")
     search_panel.set(title="the search: recall@1 on validation, %", xlabel="learning rate", xscale="log")
-    for i, ((base, _), pairs) in enumerate(differences.items()):
-        half = float(stats.t.ppf(0.975, len(pairs) - 1)) * error(pairs)
+    for i, ((base, _), (pairs, change)) in enumerate(differences.items()):
         paired.plot([i] * len(pairs), pairs, "o", color=colours[PAIRS[base]], alpha=0.35, markersize=4)
-        paired.errorbar(
-            [i + 0.15], [statistics.fmean(pairs)], yerr=[half], fmt="s", color=colours[PAIRS[base]], capsize=4
-        )
+        paired.errorbar([i + 0.15], [change.mean], yerr=[change.half], fmt="s", color=colours[PAIRS[base]], capsize=4)
     paired.axhline(0, color=COLOURS[0], linewidth=0.8)
     paired.set_xticks(range(len(differences)), [f"{PAIRS[b]} − {b}\n{SPLITS[s]}" for b, s in differences])
     paired.set(title="recall@1, points: pairs of seeds, mean, 95 %", xlim=(-0.5, len(differences) - 0.5))
@@ -177,13 +169,14 @@ def run(run: Run) -> Outcome:
     lines = ["| | rate found | validation | test | later rows | growth of ‖w‖² |", "|---|---|---|---|---|---|"]
     for method in rates:
         rows = [final[method, best[method], s, steps] for s in seeds]
-        cells = [f"{statistics.fmean(r[n] for r in rows):.1f} ± {error([r[n] for r in rows]):.1f}" for n in SPLITS]
+        means = [summarise([row[name] for row in rows]) for name in SPLITS]
+        cells = [f"{mean.mean:.1f} ± {mean.error:.1f}" for mean in means]
         lines.append(
             f"| {method} | {best[method]:g} | " + " | ".join(cells) + f" | {statistics.fmean(map(growth, rows)):.3g} |"
         )
-    low, high = min(ratios.values()), max(ratios.values())
+    least, most = min(ratios.values()), max(ratios.values())
     take = [
-        f"Projection cuts the growth of the scale-invariant weights to {low:.3f} … {high:.3f} of what it was.",
+        f"Projection cuts the growth of the scale-invariant weights to {least:.3f} … {most:.3f} of what it was.",
         f"Recall@1 differs: better are {', '.join(resolved)}."
         if resolved
         else "No difference in recall@1 is resolved.",

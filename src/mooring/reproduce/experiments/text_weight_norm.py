@@ -21,11 +21,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import mooring as mo
+from mooring.compare.statistics import summarise
 from mooring.finetune.data import Split
 from mooring.finetune.seeds import generator, own_global_rng
 from mooring.finetune.spec import TrainSpec
@@ -85,16 +85,6 @@ def growth(result: dict[str, Any]) -> float:
     return float(result["norms"][-1] / result["norms"][0] - 1)
 
 
-def error(values: list[float]) -> float:
-    """The standard error of their mean."""
-    return statistics.stdev(values) / math.sqrt(len(values))
-
-
-def half(values: list[float]) -> float:
-    """Half the width of the mean's 95 % interval."""
-    return float(stats.t.ppf(0.975, len(values) - 1)) * error(values)
-
-
 def run(run: Run) -> Outcome:
     """Search, then the reported seeds, for four arms."""
     steps, seeds, rates = run.pick(100, 250), range(run.pick(3, 6)), run.pick(RATES[:2], RATES)
@@ -113,21 +103,22 @@ def run(run: Run) -> Outcome:
     for lr in rates:
         grown = [[growth(search[method, True, lr, seed, steps]) for seed in searched] for method in ("AdamP", "AdamW")]
         logs = [math.log(ours / its) for ours, its in zip(*grown)]
-        why = f"below 0 by 3 standard errors over {len(logs)} seeds: a factor of {math.exp(statistics.fmean(logs)):.3f}"
+        ratio = summarise(logs)
+        why = f"below 0 by 3 standard errors over {len(logs)} seeds: a factor of {math.exp(ratio.mean):.3f}"
         figure = f"weight norm: growth of ‖v‖², log of AdamP / AdamW, lr {lr:g}"
-        checks.append(Check.below(figure, statistics.fmean(logs), -3 * error(logs), why, "less growth", error(logs)))
+        checks.append(Check.below(figure, ratio.mean, -3 * ratio.error, why, "less growth", ratio.error))
     tested = {arm: [final[*arm, best[arm], seed, steps]["test"] for seed in seeds] for arm in ARMS}
     pairs, verdicts = {}, []
     for normalised, (adamw, adamp) in PUBLISHED.items():
         ours, its = tested["AdamP", normalised], tested["AdamW", normalised]
         pairs[normalised] = [a - b for a, b in zip(ours, its)]
-        change = [100 * (2**difference - 1) for difference in pairs[normalised]]
-        mean, width = statistics.fmean(change), half(change)
-        verdict = "AdamP is better" if mean < -width else "AdamW is better" if mean > width else "not resolved"
+        change = summarise([100 * (2**difference - 1) for difference in pairs[normalised]])
+        low, high = change.ends
+        verdict = "AdamP is better" if high < 0 else "AdamW is better" if low > 0 else "not resolved"
         verdicts.append(f"{FORM[normalised]}: {verdict}")
         figure = f"{FORM[normalised]}: change of the test perplexity by AdamP, %"
-        why = f"{verdict}: 95 % interval [{mean - width:+.2f}, {mean + width:+.2f}], {len(change)} pairs"
-        checks.append(Check.finding(figure, mean, 100 * (adamp / adamw - 1), why, error(change)))
+        why = f"{verdict}: 95 % interval [{low:+.2f}, {high:+.2f}], {change.n} pairs"
+        checks.append(Check.finding(figure, change.mean, 100 * (adamp / adamw - 1), why, change.error))
 
     picture, (norms, ends, searching, paired) = panels(4, columns=2, width=5.2, height=3.5)
     data: list[Row] = []
@@ -163,7 +154,8 @@ def run(run: Run) -> Outcome:
     for i, (normalised, own) in enumerate(pairs.items()):
         colour = COLOURS[3 if normalised else 1]
         paired.plot([i] * len(own), own, "o", color=colour, alpha=0.35, markersize=4)
-        paired.errorbar([i + 0.12], [statistics.fmean(own)], yerr=[half(own)], fmt="s", color=colour, capsize=4)
+        mean = summarise(own)
+        paired.errorbar([i + 0.12], [mean.mean], yerr=[mean.half], fmt="s", color=colour, capsize=4)
     paired.axhline(0, color=COLOURS[0], linewidth=0.8)
     paired.set_xticks(range(len(pairs)), [FORM[normalised] for normalised in pairs])
     paired.set(title="bits on test, AdamP − AdamW: pairs, mean, 95 %", xlim=(-0.5, len(pairs) - 0.5))
@@ -172,7 +164,7 @@ def run(run: Run) -> Outcome:
     for arm in ARMS:
         rows = [final[*arm, best[arm], seed, steps] for seed in seeds]
         validation, test = ([row[of] for row in rows] for of in ("validation", "test"))
-        cells = [f"{statistics.fmean(v):.3f} ± {error(v):.3f}" for v in (validation, test)]
+        cells = [f"{mean.mean:.3f} ± {mean.error:.3f}" for mean in map(summarise, (validation, test))]
         cells += [f"{2 ** statistics.fmean(test):.2f}", f"× {1 + statistics.fmean(map(growth, rows)):.2f}"]
         table.append(f"| {arm[0]}, {FORM[arm[1]]} | {best[arm]:g} | {' | '.join(cells)} |")
     take = (
