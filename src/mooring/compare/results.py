@@ -11,9 +11,9 @@ from typing import Any
 
 from mooring.compare import metrics
 from mooring.compare.config import ZERO_SHOT, RunConfig
-from mooring.compare.csvfile import write_csv
 from mooring.compare.metrics import Metric
 from mooring.compare.store import RunFolder, Status
+from mooring.finetune.files import write_csv
 from mooring.finetune.tasks.registry import task_info
 
 _FIRST_COLUMNS = ("method", "seed", "status")

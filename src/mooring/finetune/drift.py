@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
+from mooring.finetune.files import csv_text
 from mooring.measure.distance import Drift
 
 
@@ -15,9 +13,6 @@ def metrics(found: Drift) -> dict[str, float]:
 
 def to_csv(found: Drift) -> str:
     """One row per parameter, with a header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "numel", "drift_l2", "drift_relative", "norm0", "drift_angle"])
-    for row in found.layers:
-        writer.writerow([row.name, row.size, row.distance, row.relative, row.anchor_norm, row.angle])
-    return text.getvalue()
+    columns = ("name", "numel", "drift_l2", "drift_relative", "norm0", "drift_angle")
+    rows = ((row.name, row.size, row.distance, row.relative, row.anchor_norm, row.angle) for row in found.layers)
+    return csv_text(columns, (dict(zip(columns, row, strict=True)) for row in rows))

@@ -127,6 +127,11 @@ class OwnTaskSpec(TaskSpec):
         return content
 
 
+def _check_split(name: str) -> None:
+    if not _SPLIT.fullmatch(name):
+        raise ValueError(f"unknown split {name!r}; splits are train, id, id_val and ood.NAME")
+
+
 class _ImageSpec(OwnTaskSpec):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -164,8 +169,7 @@ class ImageFolderSpec(_ImageSpec):
     @classmethod
     def _known_splits(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
-            if not _SPLIT.fullmatch(name):
-                raise ValueError(f"unknown split {name!r}; splits are train, id, id_val and ood.NAME")
+            _check_split(name)
         return value
 
     @field_validator("scale")
@@ -221,8 +225,7 @@ class _TextSpec(OwnTaskSpec):
     @classmethod
     def _known_splits(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for name, files in value.items():
-            if not _SPLIT.fullmatch(name):
-                raise ValueError(f"unknown split {name!r}; splits are train, id, id_val and ood.NAME")
+            _check_split(name)
             if not files:
                 raise ValueError(f"split {name!r} names no file")
         if "train" not in value:

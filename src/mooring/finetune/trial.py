@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import mooring
 from mooring.finetune import drift as drift_files
 from mooring.finetune.cache import silent
+from mooring.finetune.devices import usable_device
 from mooring.finetune.errors import SpecError, TrialError
 from mooring.finetune.evaluate import evaluation_splits, predict
 from mooring.finetune.files import write_atomic, write_json, write_jsonl, write_text
@@ -158,11 +159,7 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SpecError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    device = usable_device(name)
     if device.type not in ("cpu", "cuda"):
         # Clocks and random states are handled for these two.
         raise SpecError(f"device {name!r}: a trial runs on 'cpu' or 'cuda'")

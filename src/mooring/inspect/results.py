@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mooring.finetune.files import write_json, write_text
+from mooring.finetune.files import write_csv, write_json
 from mooring.measure.calibrated import Calibration, Gap
 from mooring.measure.distance import Drift
 from mooring.measure.estimate import Estimate
@@ -113,12 +111,8 @@ class Results:
         from mooring.inspect.picture import save
 
         write_json(folder / REPORT, self.as_dict())
-        text = io.StringIO()
         rows = self.rows()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(folder / LAYERS, text.getvalue())
+        write_csv(folder / LAYERS, list(rows[0]), rows)
         save(self, folder / PICTURE)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mooring.finetune.cache import Progress, silent
 from mooring.finetune.data import Examples
+from mooring.finetune.devices import usable_device
 from mooring.finetune.errors import SpecError
 from mooring.finetune.evaluate import evaluation_splits
 from mooring.finetune.spec import TaskSpec
@@ -54,7 +55,7 @@ def find_subject(request: Request, progress: Progress = silent) -> Subject:
     Raises:
         SpecError: Something is missing or does not fit.
     """
-    device = _device(request.device)
+    device = usable_device(request.device)
     checkpoint = load_checkpoint(request.checkpoint)
     start = _start(request, checkpoint, progress)
     model, said = _model(request, checkpoint, start)
@@ -123,12 +124,3 @@ def _anchor(request: Request, checkpoint: Checkpoint, start: Start | None) -> tu
     if checkpoint.spec is not None and start is not None and request.task is None:
         return start.state, f"start {checkpoint.spec.start} of {checkpoint.spec.task.name}"
     return None, ""
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SpecError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import importlib.metadata
-import io
 import json
 import math
 import multiprocessing
@@ -20,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mooring.finetune.files import write_atomic, write_text
+from mooring.finetune.files import csv_text, write_atomic, write_text
 from mooring.reproduce.outcome import Check, Row
 from mooring.reproduce.pool import process_pool
 from mooring.reproduce.registry import ExperimentInfo, experiment_info
@@ -185,12 +183,10 @@ def _in_process(name: str, quick: bool, output: Path, events: Any) -> Result:
 def to_csv(rows: Sequence[Row]) -> str:
     """Rows as CSV; the columns are those of all rows, numbers with six significant digits."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-                     for row in rows)  # fmt: skip
-    return text.getvalue()
+    return csv_text(
+        columns,
+        ({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows),
+    )
 
 
 def _check_row(check: Check) -> dict[str, Any]:

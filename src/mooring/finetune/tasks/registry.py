@@ -17,9 +17,9 @@ class TaskInfo:
     name: str
     implementation: str
     description: str
-    ood_kinds: tuple[str, ...]
-    pretrain_examples: int
-    pretrain_steps: int
+    ood_kinds: tuple[str, ...] = ()
+    pretrain_examples: int = 0
+    pretrain_steps: int = 0
     likelihood: bool = False  # judged by it, where the share of right tokens says little
 
 
@@ -89,34 +89,22 @@ OWN: dict[str, TaskInfo] = {
             name="image-folder",
             implementation="mooring.finetune.own.image_folder:ImageFolder",
             description="Your images: a folder per class, or lists of files; domains of their own are OOD.",
-            ood_kinds=(),
-            pretrain_examples=0,
-            pretrain_steps=0,
         ),
         TaskInfo(
             name="cifar",
             implementation="mooring.finetune.own.cifar:Cifar",
             description="CIFAR-10 or CIFAR-100 on your disk, in the binary version.",
-            ood_kinds=(),
-            pretrain_examples=0,
-            pretrain_steps=0,
         ),
         TaskInfo(
             name="language-model",
             implementation="mooring.finetune.own.language_model:LanguageModel",
             description="Your text files: the next token, in blocks of consecutive ones; perplexity is exp(NLL).",
-            ood_kinds=(),
-            pretrain_examples=0,
-            pretrain_steps=0,
             likelihood=True,
         ),
         TaskInfo(
             name="instructions",
             implementation="mooring.finetune.own.instructions:Instructions",
             description="Your instructions and answers in JSON: the answer's tokens, given the instruction.",
-            ood_kinds=(),
-            pretrain_examples=0,
-            pretrain_steps=0,
             likelihood=True,
         ),
     )
