@@ -113,7 +113,7 @@ def weight_norm(model: nn.Module) -> float:
     """The Euclidean norm of all parameters as one vector."""
     params = list(model.parameters())
     parts = [local(p.detach()).double().reshape(1, -1).contiguous() for p in params]
-    sums = all_sum([(row_sums(x * x), sharding(p, 0).groups) for x, p in zip(parts, params)])
+    sums = all_sum([(row_sums(x * x), sharding(p, 0).axes) for x, p in zip(parts, params)])
     return math.sqrt(math.fsum(float(x) for x in sums))
 
 
@@ -166,7 +166,7 @@ def _sums(rows: Sequence[_Pair], parts: Sequence[tuple[Tensor, ...]]) -> Tensor:
     requests: list[tuple[Tensor, tuple[Any, ...]]] = []
     for row, several in zip(rows, parts):
         flat = [x.reshape(1, -1).contiguous() for x in several]
-        requests.append((torch.cat([row_sums(x * x) for x in flat]), sharding(row.p, 0).groups))
+        requests.append((torch.cat([row_sums(x * x) for x in flat]), sharding(row.p, 0).axes))
     return torch.stack([x.cpu() for x in all_sum(requests)])
 
 

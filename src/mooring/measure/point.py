@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mooring.anchors.names import plain
@@ -15,7 +14,7 @@ from mooring.kernels.eager import row_sums
 from mooring.perturb.replay import Generators
 from mooring.perturb.weights import Member, Weights
 from mooring.step.batch import compute_dtype
-from mooring.step.shards import all_sum, is_sharded, local, sharding
+from mooring.step.shards import Axis, all_sum, is_sharded, local, sharding
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """The mean loss of a model over one batch, a tensor of one element."""
@@ -93,9 +92,9 @@ class Point:
         return sum(p.numel() for p in self.params)
 
     @property
-    def groups(self) -> list[tuple[Any, ...]]:
-        """For each parameter, the process groups that hold its other elements."""
-        return [sharding(p, 0).groups for p in self.params]
+    def axes(self) -> list[tuple[Axis, ...]]:
+        """For each parameter, the mesh dimensions along which processes hold its other elements."""
+        return [sharding(p, 0).axes for p in self.params]
 
     @property
     def members(self) -> list[Member]:
@@ -216,19 +215,19 @@ class Point:
         grad = p.grad
         assert grad is not None
         if not is_sharded(p):
-            return self.over_processes(grad.detach().to(compute_dtype(p.dtype), copy=True))
+            return self.over_processes(grad.detach().to(compute_dtype(p.dtype)))
         if grad.placements != p.placements:  # type: ignore[attr-defined]
             grad = grad.redistribute(placements=p.placements)  # type: ignore[attr-defined]
         return local(grad.detach())
 
     def over_processes(self, x: Tensor) -> Tensor:
-        """The mean of ``x`` over the processes that share the sharded weights; ``x`` itself is overwritten."""
+        """The mean of ``x`` over the processes that share the sharded weights."""
         mesh = next((p.device_mesh for p in self.everything if is_sharded(p)), None)  # type: ignore[attr-defined]
         if mesh is None:
             return x
-        for dim in range(mesh.ndim):
-            dist.all_reduce(x, group=mesh.get_group(dim))
-        return x.div_(mesh.size())
+        [total] = all_sum([(x, tuple((mesh, dim) for dim in range(mesh.ndim)))])
+        mean: Tensor = total / mesh.size()
+        return mean
 
     def inner(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
         """``<a_i, b_i>`` of every parameter over all processes: float64, one number each."""
@@ -237,7 +236,7 @@ class Point:
     def sums(self, parts: Sequence[Tensor]) -> Tensor:
         """The sum of every part over all processes: float64, one number each, on the CPU."""
         added = [row_sums(x.reshape(1, -1).contiguous()) for x in parts]
-        return torch.cat([x.cpu() for x in all_sum(list(zip(added, self.groups)))])
+        return torch.cat([x.cpu() for x in all_sum(list(zip(added, self.axes)))])
 
     def norm(self) -> float:
         """The Euclidean norm of the weights."""

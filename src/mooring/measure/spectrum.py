@@ -40,16 +40,16 @@ class Flat:
 
     def dots(self, rows: Tensor, vector: Tensor, lengths: Sequence[int]) -> Tensor:
         """Inner product of every row with a vector: float64."""
-        by_groups: dict[tuple[Axis, ...], Tensor] = {}
+        by_axes: dict[tuple[Axis, ...], Tensor] = {}
         start = 0
-        for length, groups in zip(lengths, self._point.groups):
+        for length, axes in zip(lengths, self._point.axes):
             value = torch.zeros(rows.shape[0], dtype=torch.float64, device=self.device)
             for first in range(start, start + length, _COLUMNS):
                 here = slice(first, min(first + _COLUMNS, start + length))
                 value += rows[:, here].double() @ vector[here].double()
-            by_groups[groups] = by_groups[groups] + value if groups in by_groups else value
+            by_axes[axes] = by_axes[axes] + value if axes in by_axes else value
             start += length
-        sums = all_sum([(value, groups) for groups, value in by_groups.items()])
+        sums = all_sum([(value, axes) for axes, value in by_axes.items()])
         return torch.stack(sums).sum(0)
 
 

@@ -91,17 +91,17 @@ class SecondMoment(Moments):
             return batch.squares * scale, ()  # the clipping has formed them, over all shards
         grads = batch.moment_gradients()
         if not amsgrad:
-            return batch.sums_of_squares(grads), batch.shard_groups
+            return batch.sums_of_squares(grads), batch.shard_axes
         _, beta2 = batch.group["betas"]
         v = torch._foreach_mul(batch.moment("exp_avg_sq"), beta2)
         torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
         torch._foreach_maximum_(v, batch.moment("max_exp_avg_sq"))
-        return batch.sums(v), batch.shard_groups
+        return batch.sums(v), batch.shard_axes
 
     def _recover_sums(self, batches: list[Batch]) -> None:
         """Sum v once where the sum is unknown: state that comes from another optimizer's checkpoint."""
         unknown = [b for b in batches if any("exp_avg_sq_sum" not in s for s in b.states)]
-        for batch, sums in zip(unknown, all_sum([(b.sums(b.moment("exp_avg_sq")), b.shard_groups) for b in unknown])):
+        for batch, sums in zip(unknown, all_sum([(b.sums(b.moment("exp_avg_sq")), b.shard_axes) for b in unknown])):
             for state, total in zip(batch.states, sums.unbind()):
                 state.setdefault("exp_avg_sq_sum", total.clone())
                 state.setdefault("exp_avg_sq_sum_step", state["step"].clone())

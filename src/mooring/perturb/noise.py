@@ -77,8 +77,8 @@ def _length(member: Member, dim: int | None) -> float:
 def _norms(member: Member, wide: Tensor, dim: int | None) -> Tensor:
     split = sharding(member.p, 0 if dim is None else dim)
     by_row = wide.reshape(1, -1) if dim is None else wide.movedim(dim, 0).flatten(1)
-    groups = split.groups if dim is None else split.within
-    [squares] = all_sum([(row_sums((by_row * by_row).contiguous()), groups)])
+    axes = split.axes if dim is None else split.within
+    [squares] = all_sum([(row_sums((by_row * by_row).contiguous()), axes)])
     norms = squares.sqrt().to(wide.dtype)
     if dim is None:
         return norms.reshape(())

@@ -93,17 +93,17 @@ class Ascent(Perturbed):
 
     def _total_norm(self) -> Tensor:
         """The norm of the direction over all tensors, 0-dim float64, the same on every process that shards them."""
-        parts, groups, positions = [], [], []
+        parts, axes, positions = [], [], []
         for i, (member, saved) in enumerate(zip(self._weights.members, self._weights.saved)):
             g = self._gradient(member, saved)
             if g is not None:
                 x = torch.view_as_real(g) if g.is_complex() else self._direction(member, saved, g)
                 parts.append(row_sums((x * x).reshape(1, -1)))
-                groups.append(sharding(member.p, 0).groups if self._config["norm"] == "global" else ())
+                axes.append(sharding(member.p, 0).axes if self._config["norm"] == "global" else ())
                 positions.append([i])
         if not parts:
             return torch.zeros((), dtype=torch.float64)
-        return ordered_sum(all_sum(list(zip(parts, groups))), positions).sqrt()
+        return ordered_sum(all_sum(list(zip(parts, axes))), positions).sqrt()
 
     @override
     def _describe(self) -> str:
@@ -322,18 +322,18 @@ class RSAM(Ascent):
 
     @override
     def _total_norm(self) -> Tensor:
-        squares, groups, positions = [], [], []
+        squares, axes, positions = [], [], []
         for i, (member, saved) in enumerate(zip(self._weights.members, self._weights.saved)):
             g = self._gradient(member, saved)
             if g is not None:
                 u = self._noise(member, saved)
                 squares.append(torch.cat([row_sums((x * x).reshape(1, -1)) for x in (g, u)]))
-                groups.append(sharding(member.p, 0).groups if self._config["norm"] == "global" else ())
+                axes.append(sharding(member.p, 0).axes if self._config["norm"] == "global" else ())
                 positions.append([i])
         if not squares:
             return torch.zeros((), dtype=torch.float64)
         scale = 1.0 if self._scaler is None else self._scaler.scale(torch.ones((), device=squares[0].device)).double()
-        norms = [s.sqrt() for s in all_sum(list(zip(squares, groups)))]
+        norms = [s.sqrt() for s in all_sum(list(zip(squares, axes)))]
         return ordered_sum([(g + u * scale).square().reshape(1) for g, u in norms], positions).sqrt()
 
 

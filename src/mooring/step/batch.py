@@ -76,9 +76,9 @@ class Batch:
 
         by_rows = any(r.scope == "row" for r in self.rules)
         row_dims = [self.group["row_dim"] if by_rows and p.ndim >= 2 else None for p in self.params]
-        self.row_groups = sharding.within if by_rows else ()
-        self.tensor_groups = sharding.rows if by_rows else sharding.groups
-        self.shard_groups = sharding.groups
+        self.row_axes = sharding.within if by_rows else ()
+        self.tensor_axes = sharding.rows if by_rows else sharding.axes
+        self.shard_axes = sharding.axes
 
         self.entries = entries_read(self.rules, self.group)
         self.rule_device = self._rule_device()
@@ -158,7 +158,7 @@ class Batch:
     def any_gradient(self) -> bool:
         """Whether any gradient of this batch differs from zero, on any process. Waits for the device."""
         found = torch.stack([g.count_nonzero() for g in self.gradients()]).sum().double()
-        [found] = all_sum([(found, self.shard_groups)])
+        [found] = all_sum([(found, self.shard_axes)])
         return bool(found > 0)
 
     def _local_params(self) -> list[Tensor]:

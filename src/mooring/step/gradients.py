@@ -66,9 +66,9 @@ def screen(
     skip = None if found_inf is None else _scalar(found_inf, device) > 0
     norm = None
     # A scaler looks at this process's shards; whether to step has to be decided by all of them alike.
-    shared = found_inf is not None and any(b.shard_groups for b in batches)
+    shared = found_inf is not None and any(b.shard_axes for b in batches)
     if max_norm is not None or skip_non_finite or shared:
-        sums = all_sum([(b.sums_of_squares(b.gradients()), b.shard_groups) for b in batches])
+        sums = all_sum([(b.sums_of_squares(b.gradients()), b.shard_axes) for b in batches])
         for batch, squares in zip(batches, sums):
             batch.squares = squares
         norm = ordered_sum(sums, [b.positions for b in batches]).sqrt()

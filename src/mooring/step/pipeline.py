@@ -26,9 +26,9 @@ def take_step(batches: Sequence[Batch], recorder: Recorder) -> None:
     recording = recorder.next()
     scan(batches)
     for batch in batches:
-        if not batch.shard_groups:
+        if not batch.shard_axes:
             _drive([observe_decide_apply(batch, recording)])
-    _drive([observe_decide_apply(b, recording) for b in batches if b.shard_groups])
+    _drive([observe_decide_apply(b, recording) for b in batches if b.shard_axes])
     recorder.count(batches)
     if recording is not None:
         recording.finish()
@@ -54,8 +54,8 @@ def observe_decide_apply(batch: Batch, recording: Recording | None) -> Generator
     vectors["u"] = batch.moments.update(batch, batch.coupled(vectors), vectors["p"])
 
     entries = batch.gram(vectors) if batch.entries else {}
-    if entries and batch.row_groups:
-        stacked = yield torch.stack(list(entries.values())), batch.row_groups
+    if entries and batch.row_axes:
+        stacked = yield torch.stack(list(entries.values())), batch.row_axes
         entries = dict(zip(entries, stacked.unbind()))
 
     x = batch.slices(entries, Move(beta=batch.layout.per_slice(batch.moments.step_size(batch))))
@@ -65,8 +65,8 @@ def observe_decide_apply(batch: Batch, recording: Recording | None) -> Generator
         totals: list[Tensor] = []
         if parts:
             summed = batch.layout.per_tensor(parts)
-            if batch.tensor_groups:
-                summed = yield summed, batch.tensor_groups
+            if batch.tensor_axes:
+                summed = yield summed, batch.tensor_axes
             totals = list(summed.unbind())
         rule.decide(x, totals)
         given.append(totals)

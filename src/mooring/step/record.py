@@ -162,9 +162,9 @@ class Recording:
         return True
 
     def finish(self) -> None:
-        """Sum over processes, in one collective for each set of groups, and ask the rules for their reports."""
+        """Sum over processes, in one collective for each mesh, and ask the rules for their reports."""
         tables = []
-        sums = all_sum([(local, batch.shard_groups) for batch, _, _, _, local in self._seen])
+        sums = all_sum([(local, batch.shard_axes) for batch, _, _, _, local in self._seen])
         for (batch, x, totals, names, _), products in zip(self._seen, sums):
             x.whole = dict(zip(names, products.unbind()))
             rows = {**x.whole}

@@ -36,7 +36,7 @@ class Sharding:
     within: WithinRows = field(default_factory=WithinRows)
 
     @property
-    def groups(self) -> tuple[Axis, ...]:
+    def axes(self) -> tuple[Axis, ...]:
         """All mesh dimensions along which processes hold different elements of the parameter."""
         return (*self.rows, *self.within)
 
@@ -118,7 +118,7 @@ def sharding(p: Tensor, row_dim: int) -> Sharding:
 
 
 def all_sum(requests: list[tuple[Tensor, tuple[Axis, ...]]]) -> list[Tensor]:
-    """Add float64 tensors over the processes that hold different elements: one flattened collective for each mesh.
+    """Add tensors of one type over the processes that hold different elements: one flattened collective for each mesh.
 
     Where the tensors of a mesh are split along different dimensions of it, the collective runs over all of these
     dimensions, and of processes that hold copies of a tensor the first one adds: so one is enough, and copies get the
