@@ -10,7 +10,7 @@ from torch import nn
 
 from mooring.measure import Hessian, drift, loss_along, noise_stability
 from tests.sharding.perturbed_workers import EVERYTHING, build, loss_of, mine, shard
-from tests.sharding.workers import full
+from tests.sharding.sides import full
 
 STEPS = (0, 1)  # two batches
 

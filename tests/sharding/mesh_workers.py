@@ -5,19 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import mooring as mo
 from mooring.step.shards import piece
-from tests.optim.table import ROWS, OptimizerRow
-
-Place = tuple[tuple[int, ...], DeviceMesh, list[Placement]]
+from tests.optim.table import ROWS
+from tests.sharding.sides import Collectives, Place, follow, full, here, part_of, spread
 
 
 def layouts() -> dict[str, list[Place]]:
@@ -35,52 +33,14 @@ def layouts() -> dict[str, list[Place]]:
     }
 
 
-def spread(x: torch.Tensor, place: Place) -> DTensor:
-    """A whole tensor as this process's DTensor; torch cannot distribute a strided shard, so that is cut by hand."""
-    _, mesh, placements = place
-    if not any(isinstance(p, _StridedShard) for p in placements):
-        return distribute_tensor(x.clone(), mesh, placements)
-    dp, tp = mesh.get_coordinate()  # type: ignore[misc]
-    rows = list(torch.chunk(torch.arange(len(x)), 2))  # first over tp, then each part over dp
-    mine = list(torch.chunk(rows[tp], 2)) if tp < len(rows) else []
-    own = mine[dp] if dp < len(mine) else torch.arange(0)
-    return DTensor.from_local(x[own].clone(), mesh, placements, run_check=False, shape=x.shape, stride=x.stride())
-
-
-def local_of(x: torch.Tensor, place: Place) -> torch.Tensor:
-    return spread(x, place).to_local()
-
-
-def follow(row: OptimizerRow, layout: list[Place], steps: int) -> tuple[float, int]:
-    """The largest relative error of a displacement after any step, and the most collectives that a step took."""
-
-    def draw(seed: int) -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape, _, _ in layout]
-
-    start = draw(0)
-    whole = [nn.Parameter(x.clone()) for x in start]
-    split = [nn.Parameter(spread(x, place)) for x, place in zip(start, layout)]
-    variant = "delta .5" if "delta .5" in row.variants else "default"
-    reference, optimizer = row.build(whole, variant), row.build(split, variant)
-    most, worst = 0, 0.0
-    for t in range(1, steps + 1):
-        for p, q, g, place in zip(whole, split, draw(t), layout):
-            p.grad, q.grad = g, spread(g, place)
-        reference.step()
-        with Collectives() as seen:
-            optimizer.step()
-        most = max(most, seen.count)
-        for p, q, x, place in zip(whole, split, start, layout):
-            moved = (p.detach() - x).norm()
-            error = (q.detach().to_local() - local_of(p.detach(), place)).norm() / moved  # type: ignore[attr-defined]
-            worst = max(worst, float(error))
-    return worst, most
-
-
 def every_row(steps: int) -> dict[str, Any]:
     """By layout and row: error and collectives."""
-    return {f"{name}: {row.name}": follow(row, layout, steps) for name, layout in layouts().items() for row in ROWS}
+    found = {}
+    for name, layout in layouts().items():
+        for row in ROWS:
+            result = follow(row, layout, steps)
+            found[f"{name}: {row.name}"] = result.error, result.collectives
+    return found
 
 
 def perturbed(steps: int) -> dict[str, float]:
@@ -107,8 +67,8 @@ def perturbed(steps: int) -> dict[str, float]:
                         with pass_, torch.no_grad():
                             for p, target, place in zip(params, c, layout):
                                 if sharded:
-                                    here = p.detach().to_local()  # type: ignore[attr-defined]
-                                    g = here**3 - local_of(target, place)
+                                    own = here(p.detach())
+                                    g = own**3 - part_of(target, place)
                                     whole = DTensor.from_local(
                                         g, place[1], place[2], run_check=False, shape=p.shape, stride=p.stride()
                                     )
@@ -118,7 +78,7 @@ def perturbed(steps: int) -> dict[str, float]:
                     optimizer.step()
                 ends.append([p.detach() for p in params])
             found[f"{name}: {method}"] = max(
-                float((q.to_local() - local_of(p, place)).norm() / (p - x).norm())  # type: ignore[attr-defined]
+                float((here(q) - part_of(p, place)).norm() / (p - x).norm())
                 for p, q, x, place in zip(*ends, start, layout)
             )
     return found
@@ -130,7 +90,7 @@ def pieces() -> bool:
         for shape, mesh, placements in layout:
             numbers = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
             place = (shape, mesh, placements)
-            mine, where = local_of(numbers, place), piece(spread(numbers, place))
+            mine, where = part_of(numbers, place), piece(spread(numbers, place))
             assert tuple(mine.shape) == where.shape, (shape, placements)
             if mine.numel():
                 first = torch.tensor(where.offset).tolist()
@@ -193,27 +153,9 @@ def trained(steps: int) -> dict[str, Any]:
                     optimizers[1].step()
                 most = max(most, seen.count)
             error = max(
-                float((q.detach().full_tensor() if isinstance(q, DTensor) else q.detach()).sub(p.detach()).norm())
-                / float((p.detach() - s).norm())
+                float((full(q.detach()) - p.detach()).norm() / (p.detach() - s).norm())
                 for p, q, s in zip(single.parameters(), split.parameters(), start)
             )
             found[f"{kind}: {row.name}"] = error, most
         found[kind] = sorted({str(getattr(p, "placements", "whole")) for p in split.parameters()})
     return found
-
-
-class Collectives:
-    """Counts the reductions over processes inside the block."""
-
-    def __enter__(self) -> Collectives:
-        self.count, self._reduce = 0, dist.all_reduce
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            self.count += 1
-            return self._reduce(*args, **kwargs)
-
-        dist.all_reduce = counted
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        dist.all_reduce = self._reduce

@@ -20,7 +20,8 @@ from mooring.kernels import random
 from mooring.perturb.frame import Perturbed
 from mooring.perturb.noise import draw
 from mooring.perturb.weights import Member
-from tests.sharding.workers import distance, full
+from tests.sharding.sides import full
+from tests.sharding.workers import distance
 
 BATCH = 4  # rows of each process
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch.distributed as dist
 
 from tests.optim.table import ROWS, OptimizerRow
-from tests.sharding.workers import build, full, groups, shard, train
+from tests.sharding.sides import full
+from tests.sharding.workers import build, groups, shard, train
 
 STEPS, EVERY = 9, 2
 

@@ -62,11 +62,10 @@ def test_clipping_and_skipping_cost_one_collective() -> None:
 
 
 def test_a_nan_on_one_process_stops_all_of_them() -> None:
-    results = run("tests.sharding.workers:screened", ranks=2, steps=8)
-    assert results[0] == results[1]
-    for name, (error, dispatched) in results[0].items():
-        assert error <= 1e-10, name
-        assert set(dispatched) <= {"detach"}, name
+    for found in run("tests.sharding.workers:screened", ranks=2, steps=8):
+        for name, (error, dispatched) in found.items():
+            assert error <= 1e-12, name
+            assert set(dispatched) <= {"detach"}, name
 
 
 def test_random_bits_do_not_depend_on_the_sharding() -> None:
@@ -88,12 +87,11 @@ def test_any_mixture_of_placements_takes_the_same_step() -> None:
     """Sums run over the mesh dimensions that split a weight, never over copies of it, and DTensors beside plain tensors
     break no list of tensors. Work is done on the local pieces: dispatching on DTensors costs more than the step.
     """
-    results = run("tests.sharding.workers:mixed", ranks=2, steps=8)
-    assert results[0] == results[1]
-    for name, (error, dispatched) in results[0].items():
-        print(f"{name}: {error:.1e}, {dispatched}")
-        assert error <= 1e-10, name
-        assert set(dispatched) <= {"detach"}, name
+    for found in run("tests.sharding.workers:mixed", ranks=2, steps=8):
+        for name, (error, dispatched) in found.items():
+            print(f"{name}: {error:.1e}, {dispatched}")
+            assert error <= 1e-12, name
+            assert set(dispatched) <= {"detach"}, name
 
 
 def test_sharded_anchors_come_from_files_and_go_into_them(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.distributed.tensor import Replicate, Shard
 
 import mooring as mo
 from tests.optim.table import BY_NAME, ROWS, OptimizerRow
+from tests.sharding.sides import Collectives, Place, draw, follow, full, spread
 
 
 class Net(nn.Module):
@@ -55,11 +55,6 @@ def shard(model: Net) -> Net:
     return model
 
 
-def full(x: torch.Tensor) -> torch.Tensor:
-    whole: torch.Tensor = x.full_tensor() if isinstance(x, DTensor) else x
-    return whole
-
-
 def train(model: Net, optimizer: torch.optim.Optimizer, first: int, steps: int) -> None:
     sign = -1 if optimizer.defaults["maximize"] else 1  # climb a bounded hill, not an unbounded loss
     for step in range(first, first + steps):
@@ -87,7 +82,7 @@ def distance(model: nn.Module, reference: nn.Module, start: dict[str, torch.Tens
     return worst
 
 
-def follow(row: OptimizerRow, variant: str, steps: int, **options: Any) -> tuple[float, int, int]:
+def trained(row: OptimizerRow, variant: str, steps: int, **options: Any) -> tuple[float, int, int]:
     """Relative displacement error against one process, the most collectives that one step took, and what cost says."""
     single = build()
     start = {name: p.detach().clone() for name, p in single.named_parameters()}
@@ -95,19 +90,15 @@ def follow(row: OptimizerRow, variant: str, steps: int, **options: Any) -> tuple
     sharded = shard(build())
     optimizer = row.build(groups(sharded), variant, **options)
 
-    counts = [0]
-    reduce = dist.all_reduce
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        counts[-1] += 1
-        return reduce(*args, **kwargs)
+    counts: list[int] = []
+    seen = Collectives()
 
     def before(*_: Any) -> None:
-        counts.append(0)
-        dist.all_reduce = counted
+        seen.__enter__()
 
     def after(*_: Any) -> None:
-        dist.all_reduce = reduce
+        seen.__exit__()
+        counts.append(seen.count)
 
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(after)
@@ -120,13 +111,13 @@ def every_row(steps: int) -> dict[str, Any]:
     results = {}
     for row in ROWS:
         for variant in row.variants:
-            results[f"{row.name}, {variant}"] = follow(row, variant, steps)
+            results[f"{row.name}, {variant}"] = trained(row, variant, steps)
     return results
 
 
 def clipped(steps: int) -> dict[str, Any]:
     """The same with gradients clipped in the step, and steps with NaN on one process left out by all."""
-    return {row.name: follow(row, "default", steps, max_grad_norm=0.5, non_finite="skip") for row in ROWS}
+    return {row.name: trained(row, "default", steps, max_grad_norm=0.5, non_finite="skip") for row in ROWS}
 
 
 def checkpoint(name: str, variant: str, full_state: bool) -> dict[str, Any]:
@@ -160,22 +151,6 @@ def checkpoints() -> dict[str, dict[str, Any]]:
     }
 
 
-class OnDTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Names the operations that are dispatched on DTensors, each of which costs many times a local one."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(isinstance(x, DTensor) for x in args):
-            self.names.add(func._schema.name.split("::")[1])
-        return func(*args, **(kwargs or {}))
-
-
-Place = tuple[tuple[int, ...], Any, list[Placement]]
-
-
 def places() -> list[Place]:
     """Weights that are split by rows, across rows, over one of two mesh dimensions, or not at all."""
     line = init_device_mesh("cpu", (2,))
@@ -192,27 +167,18 @@ def places() -> list[Place]:
     ]
 
 
-def draw(layout: list[Place], seed: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape, _, _ in layout]
-
-
-def spread(x: torch.Tensor, place: Place) -> torch.Tensor:
-    _, mesh, placements = place
-    return x.clone() if mesh is None else distribute_tensor(x.clone(), mesh, placements)
-
-
 def mixed(steps: int) -> dict[str, tuple[float, list[str]]]:
     """Per row of the table: the largest relative error of a displacement, and what was dispatched on DTensors."""
     layout = places()
-    return {row.name: mixed_row(row, layout, steps) for row in ROWS}
+    found = {row.name: follow(row, layout, steps) for row in ROWS}
+    return {name: (result.error, result.dispatched) for name, result in found.items()}
 
 
 def screened(steps: int) -> dict[str, tuple[float, list[str]]]:
-    """The same with clipping, and with NaN in one element of one weight at every third step, which all have to skip."""
+    """The same with clipping, and with NaN on one process alone at every third step, which all have to skip."""
     layout = places()
-    options = {"max_grad_norm": 2.0, "non_finite": "skip"}
-    return {row.name: mixed_row(row, layout, steps, poison=3, **options) for row in ROWS}
+    found = {row.name: follow(row, layout, steps, poison=3, max_grad_norm=2.0, non_finite="skip") for row in ROWS}
+    return {name: (result.error, result.dispatched) for name, result in found.items()}
 
 
 def rounded(steps: int) -> dict[str, bool]:
@@ -231,33 +197,6 @@ def rounded(steps: int) -> dict[str, bool]:
         same = all(torch.equal(full(q.detach()), p.detach()) for p, q in zip(whole, split))
         results[str(options)] = same and not any(torch.equal(p.detach(), x) for p, x in zip(whole, start))
     return results
-
-
-def mixed_row(
-    row: OptimizerRow, layout: list[Place], steps: int, poison: int = 0, **options: Any
-) -> tuple[float, list[str]]:
-    start = draw(layout, 0)
-    whole = [nn.Parameter(x.clone()) for x in start]
-    split = [nn.Parameter(spread(x, place)) for x, place in zip(start, layout)]
-    variant = "delta .5" if "delta .5" in row.variants else "default"
-    reference, optimizer = row.build(whole, variant, **options), row.build(split, variant, **options)
-    names: set[str] = set()
-    for t in range(1, steps + 1):
-        gradients = draw(layout, t)
-        broken = poison and t % poison == 0
-        if broken:
-            gradients[1][0, 5] = torch.nan  # on the second process alone
-        for p, q, g, place in zip(whole, split, gradients, layout):
-            p.grad, q.grad = g, spread(g, place)
-        if not broken:
-            reference.step()
-        with OnDTensors() as seen:
-            optimizer.step()
-        names = seen.names
-    errors = [
-        float((full(q.detach()) - p.detach()).norm() / (p.detach() - x).norm()) for p, q, x in zip(whole, split, start)
-    ]
-    return max(errors), sorted(names)
 
 
 def anchored(folder: str, steps: int) -> dict[str, Any]:
