@@ -1,0 +1,183 @@
+"""What each process does in the tests of checkpoints that another number of processes wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+import mooring as mo
+from mooring.perturb.frame import Perturbed
+from tests.optim.table import BY_NAME, ROWS
+from tests.sharding.workers import build, full, groups, shard, train
+
+BREAK, END = 4, 6  # with a parameter that skips step 3
+
+Make = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train.
+
+    Attributes:
+        make: the optimizer.
+        flat: whether its state dict is flat.
+        dtype: of the weights.
+    """
+
+    make: Make
+    flat: bool = False
+    dtype: torch.dtype = torch.float64
+
+
+def cases(folder: Path) -> dict[str, Case]:
+    """Every row of the table with all the state it can have; then what else may be in a state or in groups."""
+    found = {row.name: Case(lambda model, row=row: row.build(groups(model), row.remembering)) for row in ROWS}
+
+    def of(row: str, variant: str = "default", **options: Any) -> Make:
+        return lambda model: BY_NAME[row].build(groups(model), variant, **options)
+
+    written, source = str(folder / "captured.safetensors"), str(folder / "pretrained.safetensors")
+    found |= {
+        # The tracked sum of v, which amsgrad has no use for.
+        "AdamS, its sum": Case(of("AdamS")),
+        "AdamS, flat": Case(of("AdamS"), flat=True),
+        "AdamW, flat": Case(of("AdamW", "amsgrad"), flat=True),
+        "AdamSPD, flat": Case(of("AdamSPD"), flat=True),
+        "AdamSPD, captured into a file": Case(of("AdamSPD", anchor_store="cpu", anchor_file=written)),
+        "AdamSPD, captured in bfloat16": Case(of("AdamSPD", anchor_store="bfloat16"), dtype=torch.float32),
+        "AdamSPD, from a file": Case(of("AdamSPD", anchor=source, anchor_store="mmap")),
+        "AdamW, moments in bfloat16": Case(of("AdamW", state_dtype="bfloat16"), dtype=torch.float32),
+        "AdamW, stochastic": Case(of("AdamW", rounding="stochastic"), dtype=torch.bfloat16),
+        "AdamW, kahan": Case(of("AdamW", rounding="kahan", state_dtype="bfloat16"), dtype=torch.bfloat16),
+        "AdamW, kahan, flat": Case(of("AdamW", rounding="kahan"), flat=True, dtype=torch.bfloat16),
+    }
+
+    def perturbed(method: Callable[..., Perturbed], inner: Make, model: nn.Module) -> Perturbed:
+        return method(inner(model), model=model)
+
+    found |= {
+        "NSO": Case(partial(perturbed, partial(mo.NSO, sigma=0.05, seed=5), of("AdamS"))),
+        "NSO, flat": Case(partial(perturbed, partial(mo.NSO, sigma=0.05, seed=5), of("AdamSPD")), flat=True),
+        "SAM": Case(partial(perturbed, partial(mo.SAM, rho=0.1), of("AdamSPD"))),
+        "RSAM": Case(partial(perturbed, partial(mo.RSAM, sigma=0.05, rho=0.1, seed=5), of("SGDS", "momentum"))),
+    }
+    return found
+
+
+class Run:
+    """A model and its optimizer on all processes, which may be one without a process group."""
+
+    def __init__(self, case: Case, *, elsewhere: bool = False) -> None:
+        net = build().to(case.dtype)
+        if elsewhere:  # what a load has to replace, all of it
+            with torch.no_grad():
+                for x in [*net.parameters(), *net.buffers()]:
+                    x.add_(1)
+        self.model = shard(net) if dist.is_initialized() else net
+        self.optimizer = case.make(self.model)
+        if elsewhere:
+            for group in self.optimizer.param_groups:
+                group["lr"] = 0.5
+                group.update({name: 77 for name in ("noise_seed", "noise_draws", "draws") if name in group})
+        self.options = StateDictOptions(flatten_optimizer_state_dict=case.flat)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds; of a fresh optimizer after a dry run."""
+        self.model.zero_grad()
+        weights, state = get_state_dict(self.model, self.optimizer, options=self.options)
+        return {"model": weights, "optimizer": state}
+
+    def load(self, state: dict[str, Any]) -> None:
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=self.options,
+        )
+
+    def train(self, first: int, last: int) -> None:
+        if not isinstance(self.optimizer, Perturbed):
+            train(self.model, self.optimizer, first, last - first)  # type: ignore[arg-type]
+            return
+        for step in range(first, last):
+            generator = torch.Generator().manual_seed(step)
+            tokens = torch.randint(7, (6,), generator=generator)
+            target = torch.randn(6, 1, generator=generator, dtype=torch.float64)
+            self.optimizer.zero_grad()
+            for pass_ in self.optimizer.passes():
+                with pass_:
+                    pass_.backward((self.model(tokens) - target).square().mean())
+            self.optimizer.step()
+
+    def weights(self) -> list[Tensor]:
+        return [full(p.detach()).clone() for p in [*self.model.parameters(), *self.model.buffers()]]
+
+
+# What differs in how its state is kept; on more than two processes these stand for all.
+FEW = (
+    "AdamP",
+    "Adam + projection + stable decay + SPD",
+    "AdamS, flat",
+    "AdamSPD, captured into a file",
+    "AdamSPD, from a file",
+    "AdamW, kahan",
+    "NSO",
+)
+
+
+def continued(folder: str, save: str | None, load: list[str], few: bool = False) -> dict[str, Any]:
+    """Train all cases, save in the middle and train on; then load and train on from each of the checkpoints.
+
+    Returns:
+        By checkpoint and case, the largest error of a displacement relative to its size, and whether every bit agrees
+        with the run that was never interrupted here. Under ``"dry"``, the cases that a dry run changed.
+    """
+    every = {name: case for name, case in cases(Path(folder)).items() if name in FEW or not few}
+    source = Path(folder, "pretrained.safetensors")
+    if not source.exists():  # only the first run, which is one process, comes here
+        save_file({name: 0.9 * p.detach() + 0.01 for name, p in build().named_parameters()}, source)
+    start, middle, straight, runs, dry = {}, {}, {}, {}, []
+    for name, case in every.items():
+        run = runs[name] = Run(case)
+        start[name] = run.weights()
+        before = [dict(group) for group in run.optimizer.param_groups]
+        run.state()
+        counts = {float(state["step"]) for state in run.optimizer.state.values() if "step" in state}
+        moved = not all(torch.equal(x, y) for x, y in zip(run.weights(), start[name]))
+        if moved or counts - {0.0} or before != [dict(group) for group in run.optimizer.param_groups]:
+            dry.append(name)
+        run.train(0, BREAK)
+        middle[name] = run.state()
+    if save is not None:
+        dcp.save(middle, checkpoint_id=str(Path(folder, save)))
+    for name, run in runs.items():
+        run.train(BREAK, END)
+        straight[name] = run.weights()
+    found: dict[str, Any] = {"dry": dry}
+    for checkpoint in load:
+        others = {name: Run(case, elsewhere=True) for name, case in every.items()}
+        states = {name: run.state() for name, run in others.items()}
+        dcp.load(states, checkpoint_id=str(Path(folder, checkpoint)))
+        for name, run in others.items():
+            run.load(states[name])
+            run.train(BREAK, END)
+            ends = run.weights()
+            errors = [
+                float((x - y).double().norm() / (y - s).double().norm().clamp(min=1e-300))
+                for x, y, s in zip(ends, straight[name], start[name])
+            ]
+            bitwise = all(torch.equal(x, y) for x, y in zip(ends, straight[name]))
+            found[f"{checkpoint}: {name}"] = max(errors), bitwise
+    return found

@@ -1,0 +1,51 @@
+"""Checkpoints of torch.distributed.checkpoint, on disk: saved on N processes, loaded on M, for every optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.optim.table import BY_NAME
+from tests.sharding.checkpoint_workers import FEW, cases, continued
+from tests.sharding.processes import run
+
+pytestmark = [
+    pytest.mark.sharding,
+    pytest.mark.filterwarnings("ignore:anchor_store=.bfloat16.:UserWarning"),
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning"),  # one process needs no group
+]
+CONTINUED = "tests.sharding.checkpoint_workers:continued"
+
+
+def test_training_goes_on_exactly_on_any_number_of_processes(tmp_path: Path) -> None:
+    """1 to 2, 2 to 1, 2 to 4 and 4 to 1, beside the same number. One is a process without a group and plain tensors.
+
+    What a load has to meet is the run that was never interrupted on the number of processes that loads.
+    """
+    folder = str(tmp_path)
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+
+    def note(on: int, results: list[dict[str, Any]]) -> None:
+        for result in results:
+            assert result.pop("dry") == []
+            for key, value in result.items():
+                checkpoint, name = key.split(": ", 1)
+                found.setdefault((int(checkpoint), on), {})[name] = value
+        assert all(result == results[0] for result in results)
+
+    note(1, [continued(folder, "1", ["1"])])
+    note(2, run(CONTINUED, ranks=2, folder=folder, save="2", load=["1", "2"]))
+    note(1, [continued(folder, None, ["2"])])
+    note(4, run(CONTINUED, ranks=4, folder=folder, save="4", load=["2"], few=True))
+    note(1, [continued(folder, None, ["4"], few=True)])
+
+    assert set(cases(tmp_path)) >= {*BY_NAME, *FEW}
+    assert set(found) == {(1, 1), (1, 2), (2, 2), (2, 1), (2, 4), (4, 1)}
+    for (saved, loaded), by_name in found.items():
+        assert set(by_name) == (set(FEW) if 4 in (saved, loaded) else set(cases(tmp_path)))
+        for name, (error, bitwise) in by_name.items():
+            print(f"{saved} to {loaded}: {name}: {error:.1e}{', every bit' if bitwise else ''}")
+            assert error <= 1e-12, (saved, loaded, name)
+            assert bitwise or saved != loaded, (saved, loaded, name)
