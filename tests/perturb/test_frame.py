@@ -6,6 +6,8 @@ import copy
 import pickle
 import random as python_random
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -336,6 +338,43 @@ def test_stop_and_resume_bitwise(row: PerturbedRow) -> None:
     for t in range(3, 7):
         take(second, fresh, t)
     assert same(fresh, weights(straight))
+
+
+@every_kind
+def test_no_checkpoint_is_taken_of_perturbed_weights(row: PerturbedRow) -> None:
+    """Of the optimizer, its base, the model, a wrapper or a part of it, and from any thread; outside as ever."""
+    net = make()
+    wrapper = nn.Sequential(net)
+    optimizer = row.build(mo.AdamW(net.named_parameters(), lr=0.01), model=wrapper)
+    part = next(m for m in net.modules() if m._parameters)
+    ways = (optimizer.state_dict, optimizer.base.state_dict, *(m.state_dict for m in (net, wrapper, part)))
+
+    def refused() -> int:
+        count = 0
+        for way in ways:
+            with ThreadPoolExecutor(1) as pool:
+                try:
+                    pool.submit(way).result()
+                except RuntimeError as error:
+                    assert f"inside a pass of {row.name}" in str(error)
+                    count += 1
+        return count
+
+    take(optimizer, net, 0)
+    for pass_ in optimizer.passes():
+        assert refused() == 0
+        with pass_:
+            moved = pass_.stage.place is not None
+            assert refused() == (len(ways) if moved else 0)
+            pass_.backward(loss_of(net, 1))
+    optimizer.step()
+    assert refused() == 0
+    for pass_ in optimizer.passes():
+        with suppress(KeyError), pass_:
+            if pass_.stage.place is not None:
+                raise KeyError
+    assert refused() == 0
+    assert not any(m._state_dict_pre_hooks for m in wrapper.modules())
 
 
 def test_a_checkpoint_of_the_base_alone_loads() -> None:

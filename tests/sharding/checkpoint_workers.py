@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -13,12 +14,14 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 import mooring as mo
 from mooring.perturb.frame import Perturbed
 from tests.optim.table import BY_NAME, ROWS
-from tests.sharding.workers import build, full, groups, shard, train
+from tests.sharding.sides import full
+from tests.sharding.workers import build, groups, shard, train
 
 BREAK, END = 4, 6  # with a parameter that skips step 3
 
@@ -107,7 +110,14 @@ class Run:
             options=self.options,
         )
 
-    def train(self, first: int, last: int) -> None:
+    def train(self, first: int, last: int, inside: Callable[[], None] | None = None) -> None:
+        """Take steps.
+
+        Args:
+            first: the first of them.
+            last: the one after the last.
+            inside: called in every pass at moved weights.
+        """
         if not isinstance(self.optimizer, Perturbed):
             train(self.model, self.optimizer, first, last - first)  # type: ignore[arg-type]
             return
@@ -118,6 +128,8 @@ class Run:
             self.optimizer.zero_grad()
             for pass_ in self.optimizer.passes():
                 with pass_:
+                    if inside is not None and pass_.stage.place is not None:
+                        inside()
                     pass_.backward((self.model(tokens) - target).square().mean())
             self.optimizer.step()
 
@@ -180,4 +192,58 @@ def continued(folder: str, save: str | None, load: list[str], few: bool = False)
             ]
             bitwise = all(torch.equal(x, y) for x, y in zip(ends, straight[name]))
             found[f"{checkpoint}: {name}"] = max(errors), bitwise
+    return found
+
+
+class Late(FileSystemWriter):
+    """Writes its data when it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.now = Event()
+
+    def write_data(self, *arguments: Any) -> Any:
+        if not self.now.wait(60):
+            raise TimeoutError("nobody let the data be written")
+        return super().write_data(*arguments)
+
+
+def saved_meanwhile(folder: str) -> dict[str, dict[str, bool]]:
+    """A checkpoint is begun between two steps and written while the weights are perturbed, twice in a training."""
+    background = dist.new_group(backend="gloo")  # the writing thread's own, since the passes use the other
+    found = {}
+    for name in ("NSO", "NSO, flat", "SAM", "RSAM"):
+        run = Run(cases(Path(folder))[name])
+        run.train(0, 1)
+        for step in (1, 2):
+            true, path = run.weights(), Path(folder, f"{name} {step}")
+            writer = Late(path)
+            saving = dcp.async_save(run.state(), storage_writer=writer, process_group=background)
+            moved, refused = [], []
+
+            def write(
+                run: Run = run, writer: Late = writer, saving: Any = saving, moved: Any = moved, refused: Any = refused
+            ) -> None:
+                if not moved:
+                    moved.append(run.weights())
+                    try:
+                        run.state()
+                    except RuntimeError as error:
+                        refused.append("perturbed" in str(error))
+                    assert not saving.done()
+                    writer.now.set()
+                    saving.result()  # all of it is written before this pass ends
+
+            run.train(step, step + 1, inside=write)
+            other = Run(cases(Path(folder))[name], elsewhere=True)
+            dcp.load(state := other.state(), checkpoint_id=str(path))
+            other.load(state)
+            exact = all(torch.equal(x, y) for x, y in zip(other.weights(), true))
+            other.train(step, step + 1)
+            found[f"{name}, step {step}"] = {
+                "the weights of the call": exact,
+                "moved when they were written": not all(torch.equal(x, y) for x, y in zip(moved[0], true)),
+                "refused inside": refused == [True],
+                "goes on bitwise": all(torch.equal(x, y) for x, y in zip(run.weights(), other.weights())),
+            }
     return found

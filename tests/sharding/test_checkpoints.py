@@ -1,4 +1,4 @@
-"""Checkpoints of torch.distributed.checkpoint, on disk: saved on N processes, loaded on M, for every optimizer."""
+"""torch.distributed.checkpoint on disk: saved on N processes and loaded on M, and saved while training goes on."""
 
 from __future__ import annotations
 
@@ -49,3 +49,10 @@ def test_training_goes_on_exactly_on_any_number_of_processes(tmp_path: Path) -> 
             print(f"{saved} to {loaded}: {name}: {error:.1e}{', every bit' if bitwise else ''}")
             assert error <= 1e-12, (saved, loaded, name)
             assert bitwise or saved != loaded, (saved, loaded, name)
+
+
+def test_a_checkpoint_that_is_written_during_a_pass_holds_the_true_weights(tmp_path: Path) -> None:
+    for found in run("tests.sharding.checkpoint_workers:saved_meanwhile", ranks=2, folder=str(tmp_path)):
+        assert len(found) == 8
+        for name, result in found.items():
+            assert all(result.values()), (name, result)

@@ -122,11 +122,6 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
             raise TypeError(f"base must not perturb by itself, got {type(base).__name__} inside {type(self).__name__}")
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if model is None and needs_model(base.param_groups):
-            raise ValueError(
-                f"{type(self).__name__}: model must be given where weights are sharded, because a module may hold "
-                "gathered copies of weights that were moved"
-            )
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise ValueError(f"seed must be an int, got {seed!r}")
         self.__setstate__(
@@ -139,6 +134,7 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
                 "_replay": replay,
             }
         )
+        self._require_model()
         self.add_options(self._options)
         for group in self.param_groups:
             self._check_group(group)
@@ -158,6 +154,13 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
     def __getstate__(self) -> dict[str, Any]:
         names = ("base", "model", "_options", "_clean_forward", "_config", "_replay")
         return {name: self.__dict__[name] for name in names}
+
+    def _require_model(self) -> None:
+        if self.model is None and needs_model(self.param_groups):
+            raise ValueError(
+                f"{type(self).__name__}: model must be given where weights are sharded, because a module may hold "
+                "gathered copies of weights that were moved"
+            )
 
     # What a method says.
 
@@ -183,7 +186,8 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
 
         Inside the block the weights are perturbed, gradients add up in ``p.grad`` over micro-batches and passes, and
         under DDP only the last pass communicates. After the loop ``p.grad`` is the method's gradient: clip it, unscale
-        it, step. A block that raises leaves the true weights.
+        it, step. A block that raises leaves the true weights. Inside the block ``state_dict()``, of this optimizer, of
+        the base and of the model that was given, is an error: a checkpoint would hold perturbed weights.
 
         Args:
             scaler: a GradScaler whose scale the loss is multiplied by in ``pass_.backward``; step with
@@ -191,8 +195,10 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
 
         Raises:
             RuntimeError: where a pass of the loop was not entered with ``with``.
+            ValueError: where weights have been sharded since this object was made, and it was given no model.
         """
         self._abandon()
+        self._require_model()
         self._ready = False
         self._scaler = scaler
         loop = self._loop()
@@ -246,6 +252,7 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
         kept = stage.place is not None
         if stage.place is not None:
             stack.callback(Frozen(self.model).restore)
+            self._refuse_checkpoints(stack)
             stack.callback(self._weights.restore)
             with torch.no_grad():
                 stage.place()
@@ -261,6 +268,20 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
         if kept and self.model is None and self.param_groups[0]["noise_draws"] == 0 and not self._warned:
             stack.callback(self._watch_statistics().remove)  # in the first step; later ones would say it again
         stack.enter_context(torch.enable_grad() if stage.gradient else torch.no_grad())
+
+    def _refuse_checkpoints(self, stack: ExitStack) -> None:
+        """Let nobody, in any thread, ask for a state dict until the true weights are back."""
+
+        def refuse(*_: Any) -> None:
+            raise RuntimeError(
+                f"state_dict() inside a pass of {type(self).__name__}, where the weights are perturbed: a checkpoint "
+                "would hold those. Take it outside of the `with` block, best between two steps"
+            )
+
+        # Hooks on whatever holds parameters are met from every module around it, wrapped or not.
+        modules = [] if self.model is None else [m for m in self.model.modules() if m._parameters]
+        for owner in (self.base, *modules):
+            stack.callback(owner.register_state_dict_pre_hook(refuse).remove)
 
     def _make_room(self, current: Pass) -> None:
         """Let the gradient of this pass add to what earlier passes left, or drop that."""
