@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -17,8 +16,8 @@ from mooring.kernels import random
 from mooring.optim.around import required
 from mooring.perturb.frame import Perturbed, Stage, check_size
 from mooring.perturb.noise import LAWS, draw, row_sizes
+from mooring.perturb.replicas import replica
 from mooring.perturb.weights import Member
-from mooring.step.shards import is_sharded
 
 SCHEDULES = ("constant", "linear", "log")
 
@@ -50,7 +49,10 @@ class NSO(Perturbed):
             ``schedule_steps`` steps.
         schedule_steps: the length of the schedule.
         fresh_batches: every pair may see a mini-batch of its own (``pass_.new_batch`` says when).
-        per_rank: draw different noise on every process of data parallelism, so that W processes act as k * W draws.
+        per_rank: every copy of the model that data parallelism trains draws noise of its own, so that W copies act as
+            k * W draws at the cost of k. A copy is a process of DDP, or under HSDP (``fully_shard`` on a mesh of
+            replicas of shards) the processes that hold the shards of one; among themselves these draw the same. A
+            resumed run goes on exactly with as many copies.
         seed: of the noise.
         model: the module; needed for running statistics, DDP's ``no_sync`` and sharded weights.
         clean_forward: where no pass is at W itself and the model keeps running statistics, add one forward pass (no
@@ -58,7 +60,8 @@ class NSO(Perturbed):
 
     Raises:
         TypeError: if base is no optimizer.
-        ValueError: for an option out of range.
+        ValueError: for an option out of range, or ``per_rank`` where no dimension of a mesh replicates every weight
+            (FSDP on one dimension, tensor parallelism): there one copy lies on all processes and has one noise.
 
     Example:
         >>> import torch, mooring as mo
@@ -95,7 +98,10 @@ class NSO(Perturbed):
         if not 0 <= clean <= 1:
             raise ValueError(f"clean must be in [0, 1], got {clean!r}")
         if noise not in LAWS:
-            raise ValueError(f"noise must be one of {', '.join(map(repr, LAWS))}, got {noise!r}")
+            raise ValueError(
+                f"noise must be one of {', '.join(map(repr, LAWS))}, got {noise!r}; noise of its own for every process "
+                "of data parallelism is per_rank=True"
+            )
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}")
         if (schedule != "constant") != (schedule_steps is not None):
@@ -105,8 +111,8 @@ class NSO(Perturbed):
             )
         if schedule_steps is not None and not (isinstance(schedule_steps, int) and schedule_steps >= 1):
             raise ValueError(f"schedule_steps must be an integer >= 1, got {schedule_steps!r}")
-        if per_rank and any(is_sharded(p) for group in required(base).param_groups for p in group["params"]):
-            raise ValueError("per_rank=True needs whole weights on every process (DDP); these are sharded")
+        if per_rank:
+            replica(required(base).param_groups, model)  # raises where there are no copies to tell apart
         config = dict(
             k=k,
             two_point=two_point,
@@ -142,13 +148,13 @@ class NSO(Perturbed):
 
     def _place(self, j: int, sign: float) -> None:
         step = self.param_groups[0]["noise_draws"]
-        rank = dist.get_rank() + 1 if self._config["per_rank"] and dist.is_initialized() else 0
+        copy = replica(self.param_groups, self.model) if self._config["per_rank"] else 0
 
         def offset(member: Member, wide: Tensor) -> Tensor | None:
             sigma = self._sigma(member.group, step)
             if sigma == 0:
                 return None
-            seed = random.key("nso", member.group["noise_seed"], step, j, rank, member.name)
+            seed = random.key("nso", member.group["noise_seed"], step, j, copy, member.name)
             noise = draw(member, self._config["noise"], seed, sign * sigma)
             return noise.mul_(row_sizes(member, wide)) if self._config["relative"] else noise
 
