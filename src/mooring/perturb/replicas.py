@@ -58,6 +58,6 @@ def _message(meshes: list[Any]) -> str:
     shown = " and ".join(str(mesh) for mesh in meshes)
     return (
         "per_rank=True needs several copies of the model, each with noise of its own: DDP, or HSDP (fully_shard on a "
-        f"mesh with a dimension of replicas before that of shards). On {shown} no dimension replicates every weight, so the "
-        "processes hold one copy together, which has one noise; for more draws raise k"
+        f"mesh with a dimension of replicas before that of shards). On {shown} no dimension replicates every weight: "
+        "the processes hold one copy together, which has one noise; for more draws raise k"
     )
