@@ -19,7 +19,9 @@ from tests.compare.conftest import make_run_in
 from .conftest import Mooring
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["methods"], ["tasks"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["compare", "--help"], ["bench", "--help"], ["methods"], ["tasks"], ["--version"]]
+)
 def test_what_needs_no_torch_does_not_import_it(arguments: list[str]) -> None:
     code = (
         "import sys; from mooring.cli import main; code = main(sys.argv[1:])\n"
@@ -45,7 +47,7 @@ def test_a_report_is_rebuilt_without_torch(tmp_path: Path) -> None:
 
 def test_help_names_every_command_and_option(mooring: Mooring) -> None:
     _, out, _ = mooring("--help")
-    assert all(name in out for name in ("compare", "report", "methods", "tasks", "env", "--version"))
+    assert all(name in out for name in ("compare", "report", "bench", "methods", "tasks", "env", "--version"))
     _, out, _ = mooring("compare", "--help")
     options = (
         "--methods", "--seeds", "--steps", "--task", "--baseline", "--output-dir", "--jobs", "--quick", "--overwrite",

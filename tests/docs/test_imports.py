@@ -25,7 +25,7 @@ FLOORS = (
     ("measure",),
     ("integrations", "finetune"),
     ("compare",),
-    ("inspect", "reproduce"),
+    ("inspect", "reproduce", "bench"),
     ("cli",),
 )
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}

@@ -197,6 +197,55 @@ def inspect(
 
 
 @app.command
+def bench(
+    *,
+    methods: str | None = None,
+    shapes: str | None = None,
+    backend: str | None = None,
+    pairs: int | None = None,
+    threads: int | None = None,
+    memory: float | None = None,
+    device: str = "cpu",
+    growth: Annotated[bool, Flag] = False,
+    quick: Annotated[bool, Flag] = False,
+    seed: int = 0,
+    output_dir: Path | None = None,
+    page: Path | None = None,
+    quiet: Annotated[bool, Flag] = False,
+    json: Annotated[bool, Flag] = False,
+) -> int:
+    """Verify, then time a step of every method beside torch's fused AdamW, and say what its memory traffic allows.
+
+    Other implementations (adamp, pytorch_optimizer) take part where they are installed. The exit code is 1 where a
+    step of ours was not the right one; a missed target is reported.
+
+    Args:
+        methods: Names separated by commas: of a row (adamp-tensor), a family (adamp), or a package (torch, mooring).
+            [default: all]
+        shapes: Out of resnet50, vit-b16, decoder-1b, small-3000, convnet, and COUNTxROWSxCOLUMNS such as 32x2048x2048.
+            [default: the first four]
+        backend: Which kernels serve ours, separated by commas, or all. [default: the ones that serve when nobody asks]
+        pairs: Interleaved samples per row. [default: 31]
+        threads: Of torch. [default: its own choice]
+        memory: Gibibytes that may be taken; the decoder gets as many layers as fit. [default: 6, or 0.8 of what is
+            free]
+        device: Where it runs.
+        growth: Also curves over size, rows, tensors and threads.
+        quick: A small net and few pairs: under half a minute, to see it work; nothing to judge by.
+        seed: Of the order of the pairs.
+        output_dir: Where to write bench.json, the tables and the pictures. [default: runs/TIME-bench]
+        page: A Markdown page whose part between the marks is replaced by the results; pictures go to images/ beside it.
+        quiet: Print only the folder.
+        json: Print everything measured as JSON on standard output.
+    """
+    from mooring.bench.request import Request
+    from mooring.cli.bench import run_bench
+
+    request = Request(methods, shapes, backend, pairs, threads, memory, device, growth, quick, seed, output_dir, page)
+    return run_bench(request, quiet=quiet, as_json=json)
+
+
+@app.command
 def methods(name: str | None = None, /, *, json: Annotated[bool, Flag] = False) -> int:
     """List the built-in methods, or show one with its defaults, cost and paper.
 
