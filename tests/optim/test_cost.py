@@ -109,7 +109,7 @@ def test_what_the_common_options_add(options: dict[str, Any], size: int) -> None
 
 def test_clipping_is_a_sweep_that_the_mean_of_the_second_moment_shares() -> None:
     def stages(**options: Any) -> tuple[list[str], int]:
-        (cost,) = mo.cost(mo.AdamS([torch.nn.Parameter(torch.randn(3, 2))], **options))
+        (cost,) = mo.cost(mo.AdamS([torch.nn.Parameter(torch.randn(3, 2))], one_parameter=True, **options))
         return [sweep.stage for sweep in cost.sweeps], cost.collectives
 
     assert stages() == (["scan", "apply"], 1)
@@ -143,7 +143,7 @@ def test_a_rule_that_reads_sums_ends_one_sweep_and_begins_another() -> None:
 
 def test_coupled_decay_under_a_scan_reads_the_weights_before_anything_is_written() -> None:
     rules = [mo.CoupledDecay(0.1, toward="anchor")]
-    (cost,) = mo.cost(mo.Adai([torch.nn.Parameter(torch.randn(3, 2))], lr=0.1, rules=rules))
+    (cost,) = mo.cost(mo.Adai([torch.nn.Parameter(torch.randn(3, 2))], lr=0.1, rules=rules, one_parameter=True))
     assert [sweep.stage for sweep in cost.sweeps] == ["scan", "apply"]
     assert set(cost.sweeps[0].reads) == {"gradient", "weights", "anchor"}
 

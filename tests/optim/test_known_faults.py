@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import pytest
@@ -257,7 +256,7 @@ def test_adams_with_zero_or_no_gradients(amsgrad: bool) -> None:
 def test_adams_never_turns_a_weight_over(dtype: torch.dtype) -> None:
     """A tiny mean gradient makes lr * decay / sqrt(v bar) larger than 1: the weight is removed, not flipped."""
     p = ones(5, value=3.0, dtype=dtype)
-    optimizer = mo.AdamS([p], lr=1e-3, weight_decay=1.0)
+    optimizer = mo.AdamS([p], lr=1e-3, weight_decay=1.0, one_parameter=True)
     p.grad = torch.full_like(p, 1e-6)
     optimizer.step()
     torch.testing.assert_close(p.detach(), torch.full_like(p, -1e-3), rtol=2e-2, atol=0)
@@ -297,7 +296,7 @@ def test_adams_in_float16_counts_gradients_too_small_for_its_square() -> None:
     """1e-4 squared underflows in float16; the mean is over float32."""
     p = ones(2, 2, dtype=torch.float16)
     p.grad = torch.full_like(p, 1e-4)
-    mo.AdamS([p], lr=1e-2, weight_decay=1e-3).step()
+    mo.AdamS([p], lr=1e-2, weight_decay=1e-3, one_parameter=True).step()
     torch.testing.assert_close(p.detach().float(), torch.full((2, 2), 1 - 0.1 - 0.01), rtol=2e-3, atol=0)
 
 
@@ -469,18 +468,19 @@ def test_small_tensors_and_small_groups_share_their_launches(row: OptimizerRow) 
 
 
 @every_row
-def test_an_optimizer_per_parameter_is_told_that_its_mean_is_not_the_models(row: OptimizerRow) -> None:
-    """Hosts that step inside the backward pass, or offload, make one optimizer for each parameter."""
-
-    def told(count: int) -> list[str]:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            (row.make or row.cls)([ones(2, 2) for _ in range(count)], lr=0.1)
-        assert all(w.filename == __file__ for w in caught if row.make is None)
-        return [str(w.message) for w in caught if "one parameter" in str(w.message)]
-
-    assert len(told(1)) == (row.scope == "model")
-    assert not told(2)
+def test_an_optimizer_per_parameter_is_refused_where_the_model_is_read(row: OptimizerRow) -> None:
+    """Hosts that step inside the backward pass, or offload, make one optimizer for each parameter; rows and norms of
+    whole tensors are right there, a mean or a norm of the model is not.
+    """
+    make = row.make or row.cls
+    reads_model = [{"max_grad_norm": 1.0}, {"non_finite": "skip"}, *([{}] if row.scope == "model" else [])]
+    for options in reads_model:
+        with pytest.raises(ValueError, match=r"got one parameter, and .*(clip|skip|adam|adai).* reads the whole model"):
+            make([ones(2, 2)], lr=0.1, **options)
+        make([ones(2, 2)], lr=0.1, one_parameter=True, **options)
+        make([ones(2, 2), ones(2, 2)], lr=0.1, **options)
+    if row.scope != "model":
+        make([ones(2, 2)], lr=0.1)
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_projection_does_not(beta: float) -> None:
 
 def test_adams_is_adamw_when_every_gradient_is_one() -> None:
     p, q = parameter(4, 5), parameter(4, 5)
-    ours = mo.AdamS([p], lr=1e-2, weight_decay=0.3)
+    ours = mo.AdamS([p], lr=1e-2, weight_decay=0.3, one_parameter=True)
     theirs = torch.optim.AdamW([q], lr=1e-2, weight_decay=0.3)
     for t in range(50):
         p.grad = noise(p, t).sign()

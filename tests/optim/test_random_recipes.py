@@ -147,7 +147,11 @@ class Run:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*while SelectiveProjection.*", category=UserWarning)
             self.optimizer = BASES[recipe.base](
-                self.groups, lr=0.1, rules=recipe.rules(), max_grad_norm=recipe.max_grad_norm
+                self.groups,
+                lr=0.1,
+                rules=recipe.rules(),
+                max_grad_norm=recipe.max_grad_norm,
+                one_parameter=True,
             )
 
     def make(self, weight: Weight) -> nn.Parameter:

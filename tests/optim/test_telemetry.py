@@ -63,7 +63,7 @@ def test_recording_changes_no_bit_of_rounded_clipped_and_skipped_steps(common: d
     for every in (None, 1):
         torch.manual_seed(0)
         p = torch.nn.Parameter(torch.randn(40, 30).bfloat16())
-        optimizer = mo.AdamSPD([p], lr=1e-3, **common)
+        optimizer = mo.AdamSPD([p], lr=1e-3, one_parameter=True, **common)
         optimizer.record(every)
         for t in range(20):
             before = p.detach().clone()
@@ -232,7 +232,7 @@ def test_ratios_and_shrinks() -> None:
 
     weights, grad = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     p = torch.nn.Parameter(weights.clone())
-    optimizer = mo.Adam([p], lr=0.1, rules=[mo.StableDecay(0.3), mo.TrustRatio()])
+    optimizer = mo.Adam([p], lr=0.1, rules=[mo.StableDecay(0.3), mo.TrustRatio()], one_parameter=True)
     optimizer.record()
     p.grad = grad.clone()
     optimizer.step()

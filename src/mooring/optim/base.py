@@ -15,6 +15,17 @@ from mooring.optim import common as common_options
 from mooring.optim.anchored import Anchored
 from mooring.optim.common import CommonOptions
 from mooring.optim.cost import cost
+from mooring.optim.given import (
+    Given,
+    called,
+    flattened_by,
+    reads_model,
+    reads_whole,
+    refuse_flat,
+    refuse_inside_backward,
+    refuse_part,
+    refuse_replaced,
+)
 from mooring.optim.plan import Plan
 from mooring.optim.pretty import pipeline_text, stages
 from mooring.optim.recorded import Recorded
@@ -48,6 +59,7 @@ class Optimizer(Anchored, Recorded):
     """
 
     _constructing = False
+    _one_parameter = False
     grad_norm: Tensor | None
 
     def __init__(
@@ -58,7 +70,9 @@ class Optimizer(Anchored, Recorded):
         rules: Sequence[Rule],
         common: CommonOptions | None = None,
     ) -> None:
-        defaults = {**common_options.with_defaults(type(self).__name__, common or {}), **defaults}
+        of_groups, self._one_parameter = common_options.split_off_one_parameter(common or {})
+        defaults = {**common_options.with_defaults(type(self).__name__, of_groups), **defaults}
+        self._as_given = Given([])
         self._moments, self._rules = moments, tuple(rules)
         self._recorder = Recorder()
         self._reset()
@@ -72,8 +86,7 @@ class Optimizer(Anchored, Recorded):
         super().__init__(params, defaults)
         self._constructing = False
         self._find_anchors(self.param_groups)
-        if self._moments.scans:
-            warn_of_one_parameter(type(self).__name__, self.param_groups)
+        self._refuse_part()
 
     def _reset(self) -> None:
         self._plan: Plan | None = None
@@ -99,6 +112,7 @@ class Optimizer(Anchored, Recorded):
         except (ValueError, ImportError):
             del self.param_groups[before:]
             raise
+        self._as_given.add(self.param_groups[-1])
 
     def _check_group(self, group: dict[str, Any]) -> None:
         lr = group["lr"]
@@ -119,28 +133,43 @@ class Optimizer(Anchored, Recorded):
         for i, p in enumerate(group["params"]):
             if p.is_complex() and by_sums:
                 raise ValueError(
-                    f"params: {self._name(group, i)} is complex, and {by_sums[0]} is defined for real weights; "
+                    f"params: {called(group, i)} is complex, and {by_sums[0]} is defined for real weights; "
                     "give it to AdamW or SGD"
                 )
-            # FSDP version 1 hands out flat pieces: rows, norms and the mean of a whole tensor cannot be seen in them.
-            if getattr(p, "_fsdp_flattened", False) and (by_sums or self._moments.scans):
-                reader = by_sums[0] if by_sums else "stable weight decay"
-                raise ValueError(
-                    f"params: {self._name(group, i)} is a flat shard of FSDP version 1, which hides the shapes and "
-                    f"sums that {reader} reads; use fully_shard (FSDP2)"
-                )
+        self._refuse_flat(group)
+
+    def _refuse_flat(self, group: dict[str, Any]) -> None:
+        stage = reads_whole(group, self._moments, self._rules)
+        for i, p in enumerate(group["params"] if stage else ()):
+            if (host := flattened_by(p)) is not None:
+                refuse_flat(called(group, i), host, str(stage))
+
+    def _refuse_replaced(self) -> None:
+        """Look at the parameters again: hosts flatten them, or put flat pieces in their place, after construction."""
+        found = self._as_given.replaced(self.param_groups)
+        for group in self.param_groups:
+            self._refuse_flat(group)
+            stage = reads_whole(group, self._moments, self._rules)
+            if found is not None and stage is not None:
+                refuse_replaced(*found, stage)
+
+    def _refuse_part(self) -> None:
+        """Refuse some of a model's parameters where the recipe reads all of them."""
+        if (stage := self._reads_model()) is not None:
+            refuse_part(type(self).__name__, sum(len(group["params"]) for group in self.param_groups), stage)
+
+    def _reads_model(self) -> str | None:
+        """The first stage that reads the whole model; None where there is none, or one parameter is the model."""
+        if self._one_parameter:
+            return None
+        return next((s for group in self.param_groups if (s := reads_model(group, self._moments)) is not None), None)
 
     def _check_common(self, group: dict[str, Any]) -> None:
         common_options.check(group)
         for i, p in enumerate(group["params"]):
-            common_options.check_parameter(group, self._name(group, i), p)
+            common_options.check_parameter(group, called(group, i), p)
         if common_options.draws(group):
             group.setdefault("draws", 0)
-
-    @staticmethod
-    def _name(group: dict[str, Any], i: int) -> str:
-        names = group.get("param_names")
-        return f"parameter {names[i]!r}" if names else f"parameter {i} of its group"
 
     # The step.
 
@@ -224,13 +253,16 @@ class Optimizer(Anchored, Recorded):
             for i, p in enumerate(group["params"]):
                 if p.grad is not None and p.grad.layout != torch.strided:
                     raise RuntimeError(
-                        f"{type(self).__name__} does not take sparse gradients: {self._name(group, i)} has one; "
+                        f"{type(self).__name__} does not take sparse gradients: {called(group, i)} has one; "
                         "build the embedding with sparse=False"
                     )
 
     def _current_plan(self) -> Plan:
         signature = Plan.signature(self.param_groups, self._moments, self._rules)
         if self._plan is None or self._plan.key != signature:
+            self._refuse_replaced()
+            if (stage := self._reads_model()) is not None:
+                refuse_inside_backward(type(self).__name__, stage)
             self._plan = Plan(signature, self.param_groups, self._moments, self._rules)
         return self._plan
 
@@ -277,11 +309,14 @@ class Optimizer(Anchored, Recorded):
     # Checkpoints and copies.
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_moments": self._moments, "_rules": self._rules}
+        own = {"_moments": self._moments, "_rules": self._rules, "_one_parameter": self._one_parameter}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_recorder", Recorder())  # torch comes here when it loads a checkpoint, too
+        if "_as_given" not in self.__dict__:
+            self._as_given = Given(self.param_groups)
         self._reset()
         for group in self.param_groups:
             for name, value in self.defaults.items():
@@ -299,6 +334,7 @@ class Optimizer(Anchored, Recorded):
             ValueError: for a checkpoint from the middle of training that lacks the anchor, or whose anchor's file is
                 missing or has changed. Nothing is loaded then.
         """
+        self._refuse_replaced()
         final: dict[str, Any] = {}
         held = [self._held]
 
@@ -372,16 +408,4 @@ def announce_anchored_decay(name: str, groups: Sequence[dict[str, Any]]) -> None
             "selective projection is set by strength, and needs no weight_decay",
             UserWarning,
             stacklevel=3,
-        )
-
-
-def warn_of_one_parameter(name: str, groups: Sequence[dict[str, Any]]) -> None:
-    """Say that a mean over the model is none where a host makes one optimizer for each parameter."""
-    if sum(len(group["params"]) for group in groups) == 1:
-        warnings.warn(
-            f"{name} got one parameter, so its mean over the model is that parameter's own. Where a host makes an "
-            "optimizer for each parameter (steps inside the backward pass, layer-wise or offloaded steps), use a "
-            "method without such a mean, AdamW or AdamSPD",
-            UserWarning,
-            stacklevel=4,
         )

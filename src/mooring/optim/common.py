@@ -33,12 +33,16 @@ class CommonOptions(TypedDict, total=False):
         state_dtype: the type moments are kept in: ``"float32"`` (default) or ``"bfloat16"``; float64 weights always
             keep float64. Moments are computed in float32 either way, and rounded to bfloat16 stochastically, because
             a second moment that is rounded to nearest stops moving.
+        one_parameter: say that the one parameter given is the whole model. Without it (default False) whatever reads
+            the whole model, a mean or a norm over all parameters, is refused for an optimizer of one parameter,
+            because hosts that step inside the backward pass make one for each. No group option.
     """
 
     max_grad_norm: float | None
     non_finite: Literal["propagate", "skip"]
     rounding: Literal["nearest", "stochastic", "kahan"]
     state_dtype: Literal["float32", "bfloat16"]
+    one_parameter: bool
 
 
 DEFAULTS: dict[str, Any] = {
@@ -50,6 +54,12 @@ DEFAULTS: dict[str, Any] = {
 SHARED = ("max_grad_norm", "non_finite")
 
 
+def split_off_one_parameter(given: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The options that groups hold, and ``one_parameter``, which says something of all groups together."""
+    held = {key: value for key, value in given.items() if key != "one_parameter"}
+    return held, bool(given.get("one_parameter", False))
+
+
 def with_defaults(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The common options, completed.
 
@@ -58,7 +68,10 @@ def with_defaults(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     for key in given:
         if key not in DEFAULTS:
-            raise TypeError(f"{name}() got an unexpected keyword argument {key!r}; it also takes {', '.join(DEFAULTS)}")
+            raise TypeError(
+                f"{name}() got an unexpected keyword argument {key!r}; it also takes "
+                f"{', '.join([*DEFAULTS, 'one_parameter'])}"
+            )
     return {**DEFAULTS, **given}
 
 

@@ -60,7 +60,7 @@ class Plan:
         out = []
         for group in groups:
             kind = _kind(group, moments, rules)
-            members = tuple([(id(p), p.device, p.dtype, p.grad is not None) for p in group["params"]])
+            members = tuple([(id(p), p.shape, p.device, p.dtype, p.grad is not None) for p in group["params"]])
             out.append((kinds.setdefault(kind, len(kinds)), kind[1:], id(group), members))
         return tuple(out)
 

@@ -114,6 +114,7 @@ class Wrapped(Around, Optimizer):  # type: ignore[override]
         except (ValueError, ImportError):
             del self.param_groups[-1]
             raise
+        self._as_given.add(self.param_groups[-1])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

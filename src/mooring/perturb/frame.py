@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mooring.optim.around import Around, required
+from mooring.optim.given import Given, called, flattened_by, refuse_flat, refuse_replaced
 from mooring.perturb.replay import Generators
 from mooring.perturb.statistics import Frozen, running
 from mooring.perturb.weights import Weights, needs_model
 from mooring.step.scalars import host_value
+
+# What to use where weights are flat pieces.
+_AROUND = "use fully_shard (FSDP2), or the base optimizer alone"
 
 
 @dataclass(frozen=True)
@@ -138,10 +142,12 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
         self.add_options(self._options)
         for group in self.param_groups:
             self._check_group(group)
+        self._refuse_flat()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._weights = Weights(self.base, self.model)
+        self._as_given = Given(self.param_groups)
         self._running: Iterator[Pass] | None = None
         self._ready = False
         self._scaler: Any = None
@@ -166,6 +172,15 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise ValueError for an option out of range."""
+
+    def _refuse_flat(self) -> None:
+        """Raise ValueError where what would move is flat pieces, or masters that the model does not see."""
+        for group in self.param_groups:
+            for i, p in enumerate(group["params"]):
+                if (host := flattened_by(p)) is not None:
+                    refuse_flat(called(group, i), host, f"{type(self).__name__}, noise or a norm,", _AROUND)
+        if (found := self._as_given.replaced(self.param_groups)) is not None:
+            refuse_replaced(*found, f"{type(self).__name__}, noise or a norm,", _AROUND)
 
     def _stages(self) -> list[Stage]:
         """The passes of this step, in order."""
@@ -195,10 +210,12 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
 
         Raises:
             RuntimeError: where a pass of the loop was not entered with ``with``.
-            ValueError: where weights have been sharded since this object was made, and it was given no model.
+            ValueError: where weights have been sharded since this object was made, and it was given no model, or a host
+                has put flat pieces in their place.
         """
         self._abandon()
         self._require_model()
+        self._refuse_flat()
         self._ready = False
         self._scaler = scaler
         loop = self._loop()

@@ -10,8 +10,6 @@ formulas leave out: v also holds (1 - θ)² and fluctuates by 1.5 (1 - β₂) = 
 up to 0.3 % at the largest s.
 """
 
-import warnings
-
 import torch
 from torch import nn
 
@@ -55,9 +53,9 @@ def run(run: Run) -> Outcome:
     for name, noises in run.track(sets, "training"):
         groups = [group(s) for s in noises]
         problems = [g["params"][0] for g in groups]  # type: ignore[index]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*got one parameter")  # θ is the whole model here
-            found[name] += thetas(problems, noises, getattr(mo, name)(groups, betas=(0.9, 0.999)), run)
+        # Of AdamS each θ is a whole model.
+        optimizer = getattr(mo, name)(groups, betas=(0.9, 0.999), one_parameter=name == "AdamS")
+        found[name] += thetas(problems, noises, optimizer, run)
 
     checks, (picture, (settled, way)) = list[Check](), panels(2, width=4.8)
     s = torch.logspace(-0.5, 1.2, 60)
