@@ -28,7 +28,7 @@ def table() -> list[tuple[str, dict[str, Any], int, int, int, str]]:
 
 def optimizer_after_two_steps(name: str, options: dict[str, Any]) -> tuple[Any, torch.nn.Parameter]:
     weight = torch.nn.Parameter(torch.randn(NUMEL // 10, 10))
-    optimizer = getattr(mo, name)([weight], lr=1e-3, **options)
+    optimizer = getattr(mo, name)([weight], lr=1e-3, one_parameter=True, **options)
     for _ in range(2):
         weight.grad = torch.randn_like(weight)
         optimizer.step()

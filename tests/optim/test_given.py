@@ -226,6 +226,7 @@ def losses(net: nn.Module, step: int) -> torch.Tensor:
     return out
 
 
+@pytest.mark.filterwarnings("ignore:.*pulls the weights to zero")
 @every_row
 def test_torch_s_optimizer_in_backward_takes_the_same_steps_or_is_refused(row: OptimizerRow) -> None:
     """Rows and norms of whole tensors are right there; a mean over the model is not."""
