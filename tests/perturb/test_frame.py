@@ -271,6 +271,25 @@ def test_the_forward_for_the_statistics_can_be_left_out_or_given() -> None:
         assert calls == ["forward"] * forward + ["closure"] * (2 + (not options and not forward))
 
 
+def test_gradients_of_the_step_before_stay_out_where_a_forward_comes_first() -> None:
+    """The closure clears the gradients in its first pass, which is the second of the step after a forward."""
+    ends = []
+    for forward in (False, True):
+        net = make()
+        optimizer = mo.NSO(torch.optim.SGD(net.parameters(), lr=0.1), sigma=0.1, model=net)
+        for t in range(3):
+
+            def closure(net: Net = net, optimizer: Perturbed = optimizer, t: int = t) -> Tensor:
+                optimizer.zero_grad()
+                loss = loss_of(net, t)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure, (lambda net=net, t=t: loss_of(net, t)) if forward else None)
+        ends.append(weights(net))
+    assert all(torch.equal(x, y) for x, y in zip(*ends, strict=True))
+
+
 def test_without_a_model_moved_statistics_are_announced_once() -> None:
     net = make()
     optimizer = mo.NSO(torch.optim.SGD(net.parameters(), lr=0.1), sigma=0.1)

@@ -17,7 +17,7 @@ from mooring.finetune.errors import suggestion
 from mooring.finetune.task_spec import AnyTask, Spec
 from mooring.finetune.task_spec import TaskSpec as TaskSpec  # a part of a trial, asked for here
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """Part of every trial's key. Raise it when a change to this package changes what a trial computes, so that a folder
 of finished trials is never continued with trials that mean something else."""
 

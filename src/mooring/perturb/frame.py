@@ -154,6 +154,7 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
         self._hooked = False
         self._left: list[tuple[Tensor, Tensor]] = []
         self._held = 1.0
+        self._begun = False
         self._generators: dict[int, Generators] = {}
         self._warned = False
 
@@ -223,6 +224,7 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
         return loop
 
     def _loop(self) -> Iterator[Pass]:
+        self._begun = False  # whether a pass with a gradient has begun
         stages = self._stages()
         if self._clean_forward and all(s.place is not None for s in stages) and running(self.model):
             # The statistics of the norm layers have to see the true weights once.
@@ -302,14 +304,16 @@ class Perturbed(Around, torch.optim.Optimizer):  # type: ignore[override]
 
     def _make_room(self, current: Pass) -> None:
         """Let the gradient of this pass add to what earlier passes left, or drop that."""
+        # A forward pass at the true weights may come first, and gradients that are there then are of an earlier step.
+        later, self._begun = self._begun, True
         weight = current.stage.weight
-        if current.index and self._held == 0.0:
+        if later and self._held == 0.0:
             for p, _ in self._gradients():
                 p.grad = None
-        elif current.index and weight not in (0.0, self._held):
+        elif later and weight not in (0.0, self._held):
             self._scale_gradients(self._held / weight)
         self._held = weight
-        self._left = self._gradients() if current.index else []
+        self._left = self._gradients() if later else []
 
     @torch.no_grad()
     def _end_pass(self, current: Pass) -> None:
