@@ -3,12 +3,10 @@
     python benchmarks/perturb.py
 
 First on a small batch in float64: the gradient is that of two plain loops at W + U and W - U, the weights come back to
-the bit, and the running statistics are those of one clean forward pass. Then, on a ResNet-18 in train mode:
-
-- frame: everything `for pass_ in nso.passes(): with pass_: ...` and `nso.step()` do beside forward, backward and the
-  base's own step, as a share of forward and backward. Medians over the steps.
-- perturb: drawing the noise of all weights and adding it, against torch's own `randn` and `add_` on the same tensors,
-  which run in turn. Median of the ratios.
+the bit, and the running statistics are those of one clean forward pass. Then, on a ResNet-18 in train mode,
+everything `for pass_ in nso.passes(): with pass_: ...` and `nso.step()` do beside forward, backward and the base's own
+step, as a share of forward and backward. Medians over the steps. `mooring bench` times the same without a model,
+against a step and against torch's own sampling.
 
 On a busy machine waiting would be counted as work: `--cpu-time` takes one thread and its processor time.
 """
@@ -29,7 +27,7 @@ import mooring as mo
 from mooring.kernels import random
 from mooring.perturb.frame import Pass
 from mooring.perturb.noise import draw
-from mooring.perturb.weights import Member, Weights
+from mooring.perturb.weights import Member
 
 SIGMA = 0.01
 
@@ -149,39 +147,11 @@ def measure_frame(size: int, batch: int, steps: int) -> None:
     )
 
 
-@torch.no_grad()
-def measure_perturb(repetitions: int) -> None:
-    params = list(ResNet18().parameters())
-    weights = Weights(torch.optim.SGD(params), None)
-    weights.save()
-
-    def ours(seed: int) -> None:
-        weights.place(lambda m, _: draw(m, "normal", random.key("benchmark", seed, m.name), SIGMA))
-
-    generator = torch.Generator()
-
-    def torchs(seed: int) -> None:
-        generator.manual_seed(seed)
-        for p in params:
-            p.add_(torch.randn(p.shape, generator=generator), alpha=SIGMA)
-
-    ours(0), torchs(0)
-    pairs = [(seconds(lambda i=i: ours(i)), seconds(lambda i=i: torchs(i))) for i in range(repetitions)]
-    ratios = [a / b for a, b in pairs]
-    print(
-        f"perturb  {statistics.median(a for a, _ in pairs) * 1e3:.1f} ms against torch's "
-        f"{statistics.median(b for _, b in pairs) * 1e3:.1f} ms: {statistics.median(ratios):.2f} x "
-        f"(quartiles {statistics.quantiles(ratios)[0]:.2f} and {statistics.quantiles(ratios)[2]:.2f}, "
-        f"{repetitions} pairs)"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--size", type=int, nargs="+", default=[224, 64], help="sides of the images")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--repetitions", type=int, default=30)
     parser.add_argument(
         "--cpu-time", action="store_true", help="seconds of the process, one thread: for a busy machine"
     )
@@ -194,7 +164,6 @@ def main() -> None:
     print("verified: gradient, weights and running statistics")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load before {os.getloadavg()[0]:.2f}")
     torch.manual_seed(0)
-    measure_perturb(arguments.repetitions)
     for size in arguments.size:
         measure_frame(size, arguments.batch, arguments.steps)
 

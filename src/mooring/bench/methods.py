@@ -86,6 +86,10 @@ def _ours(cls: str, **options: Any) -> Callable[[Named, float], torch.optim.Opti
     return make
 
 
+def _lamb(params: Named, lr: float) -> torch.optim.Optimizer:
+    return mo.Adam(list(params), lr=lr, rules=[mo.DecoupledDecay(1e-2), mo.TrustRatio()])
+
+
 def _composed(params: Named, lr: float) -> torch.optim.Optimizer:
     rules = [mo.RadialProjection(), mo.StableDecay(1e-4, toward="anchor"), mo.TrustRatio(), mo.SelectiveProjection(1.0)]
     return mo.Adam(list(params), lr=lr, rules=rules)
@@ -123,6 +127,7 @@ _TABLE = (
            launch=True),
     Method("adamp-tensor", "adamp", _ours("AdamP", **_ADAM), TENSOR, limit={"small-3000": 0.8}),
     Method("adamp-none", "adamp", _ours("AdamP", **_ADAM), NONE, traffic=_SCANNED, limit={"small-3000": 0.8}),
+    Method("lamb", "lamb", _lamb, launch=True),
     Method("adams", "adams", _ours("AdamS", **_STABLE), launch=True),
     Method("adams-clip", "adams", _ours("AdamS", max_grad_norm=1.0, **_STABLE)),
     Method("adamspd-0", "adamspd", _ours("AdamSPD", anchor="given"), launch=True, **_spd(0.0)),
@@ -131,6 +136,8 @@ _TABLE = (
     Method("adamspd-bf16-anchor", "adamspd", _ours("AdamSPD", anchor="given", anchor_store="bfloat16"),
            Branch(contracted=1.0), traffic=28 + 2, again=10),
     Method("all-rules", "all-rules", _composed, Branch("rows", 1.0), launch=True),
+    Method("adai", "adai", _ours("Adai", **_STABLE)),
+    Method("adais", "adai", _ours("AdaiS", **_STABLE)),
     Method("sgd", "sgd", _ours("SGD", **_SGD), launch=True),
     Method("sgdp-rows", "sgdp", _ours("SGDP", **_SGD), ROWS, launch=True),
     Method("sgdp-none", "sgdp", _ours("SGDP", **_SGD), NONE),
@@ -158,8 +165,14 @@ _TABLE = (
             ("SGDP", "sgdp-rows", ROWS, _SGD),
         )
     ),
-    Method("pytorch_optimizer.adams", "adams", _theirs("pytorch_optimizer", "AdamS", **_STABLE),
-           package="pytorch_optimizer", like="adams", launch=True),
+    *(
+        Method(f"pytorch_optimizer.{like}", like, _theirs("pytorch_optimizer", cls, **_STABLE, **options),
+               package="pytorch_optimizer", like=like, launch=like == "adams")
+        for cls, like, options in (
+            ("AdamS", "adams", {}),
+            ("Adai", "adais", {"stable_weight_decay": True, "weight_decouple": True}),
+        )
+    ),
 )  # fmt: skip
 METHODS: dict[str, Method] = {row.id: row for row in _TABLE}
 QUICK = (

@@ -64,7 +64,7 @@ def _ratios(results: Results) -> Figure:
         axes = figure.add_axes(box, facecolor="none")
         rows = {(row.method, row.backend): row for row in results.rows if row.shapes == model and row.ratio}
         _panel(axes, [rows.get(key) for key in keys])
-        axes.set_title(results.models[model].split(":")[0], x=0, fontsize=9)
+        axes.set_title(results.models[model].title, x=0, fontsize=9)
         axes.set_yticks(range(len(keys)), names if i == 0 else [""] * len(keys), fontsize=7.5)
         axes.set_xlabel("× fused AdamW", fontsize=8)
     handles = [

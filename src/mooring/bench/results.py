@@ -15,6 +15,21 @@ CURVES = ("size", "rows", "tensors", "threads")
 
 
 @dataclass(frozen=True)
+class Size:
+    """What was stepped on: a title, its counts, and what was changed to fit the machine."""
+
+    title: str
+    tensors: int
+    elements: int
+    note: str = ""
+
+    def __str__(self) -> str:
+        """All of it in a line."""
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.title}: {self.tensors:,} tensors, {self.elements:,} parameters{note}"
+
+
+@dataclass(frozen=True)
 class Row:
     """One method on the shapes of one model.
 
@@ -126,12 +141,12 @@ class Results:
 
     Attributes:
         about: what it ran on and how: versions, processor, threads, pairs, copy bandwidth.
-        models: name -> what its shapes are, as a line.
+        models: name -> what its shapes are.
         left_out: what was not run at all, and why.
     """
 
     about: dict[str, Any]
-    models: dict[str, str] = field(default_factory=dict)
+    models: dict[str, Size] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)

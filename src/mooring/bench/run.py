@@ -18,7 +18,7 @@ from mooring.bench.measured import Baseline, Bench, prepared
 from mooring.bench.memory import available
 from mooring.bench.methods import METHODS, Method, installed, parse_methods, version
 from mooring.bench.request import GIB, Request
-from mooring.bench.results import Launch, Results
+from mooring.bench.results import Launch, Results, Size
 from mooring.bench.shapes import LAUNCH, QUICK_LAUNCH, Model, parse_shapes
 from mooring.bench.statistics import median_interval
 from mooring.compare.environment import describe_environment, usable_cores
@@ -147,7 +147,7 @@ class _Run:
                 need, have = model.needs / GIB, self.bytes / GIB
                 self.results.left_out.append(f"{model.title} takes about {need:.1f} GiB, and {have:.1f} may be taken")
                 continue
-            self.results.models[name] = str(model)
+            self.results.models[name] = Size(model.title, len(model.shapes), model.elements, model.note)
             self._steps(model)
         first = next((n for n in self.names if n in self.results.models), None)
         if first is not None and self.request.methods is None:

@@ -41,11 +41,6 @@ class Model:
         """Bytes that timing it takes, about."""
         return self.elements * BYTES_PER_ELEMENT
 
-    def __str__(self) -> str:
-        """The title with its counts."""
-        note = f"; {self.note}" if self.note else ""
-        return f"{self.title}: {len(self.shapes):,} tensors, {self.elements:,} parameters{note}"
-
 
 def resnet50() -> list[Shape]:
     """ResNet-50 for 1000 classes (He et al., CVPR 2016): 161 tensors, 25 557 032 parameters."""

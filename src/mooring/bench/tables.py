@@ -71,13 +71,12 @@ def _steps(results: Results) -> Iterator[Table]:
     heads = (
         "method", "served by", "× fused AdamW", "target", "met", "ms", "bytes/element", "of copy", "extra/element",
     )  # fmt: skip
-    for name, title in results.models.items():
-        size = int(title.split(" tensors, ")[1].split(" ")[0].replace(",", ""))
-        rows = [_step(row, size) for row in results.rows if row.shapes == name]
-        yield Table(title, heads, rows, words=2)
+    for name, size in results.models.items():
+        rows = [_step(row, size.elements) for row in results.rows if row.shapes == name]
+        yield Table(str(size), heads, rows, words=2)
 
 
-def _step(row: Row, size: int) -> tuple[str, ...]:
+def _step(row: Row, elements: int) -> tuple[str, ...]:
     by = row.backend or row.package
     if row.status != "timed":
         return (row.method, by, f"{row.status}: {row.why}", *[""] * 6)
@@ -90,7 +89,7 @@ def _step(row: Row, size: int) -> tuple[str, ...]:
         _number(None if row.seconds is None else 1e3 * row.seconds),
         _number(row.declared),
         "" if row.bandwidth is None else f"{row.bandwidth:.0%}",
-        "" if row.temporaries is None else f"{row.temporaries / size:.2f}",
+        "" if row.temporaries is None else f"{row.temporaries / elements:.2f}",
     )
 
 
@@ -123,8 +122,7 @@ def _perturbations(results: Results) -> Table:
         )
         for found in results.perturbations
     ]
-    shapes = results.perturbations[0].shapes if results.perturbations else ""
-    title = results.models.get(shapes, shapes).split(":")[0]
+    title = results.models[results.perturbations[0].shapes].title if rows else ""
     return Table(f"Moved weights beside their passes, {title}", heads, rows, words=3)
 
 

@@ -19,8 +19,9 @@ from mooring.kernels import rounding
 STEPS = 3
 LR, NARROW_LR = 1e-4, 1e-2
 """The second for weights of two bytes, whose last place is wider than a step of the first."""
-MOST = 32 << 20
-"""Elements that are verified: one tensor of every shape, the smallest first, as long as they fit."""
+MOST, MORE = 32 << 20, 2 << 20
+"""Elements that are verified: one tensor of every shape, the smallest first, as long as they fit into the first; then
+further ones into the second, because tensors of one shape may be taken together."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,28 @@ class Verified:
     error: str | None = None
 
 
-def sample(shapes: Sequence[Shape], most: int = MOST) -> list[Shape]:
-    """One tensor of every shape, the smallest first, as many as stay below so many elements; at least one."""
-    out: list[Shape] = []
-    total = 0
-    for shape in sorted(dict.fromkeys(shapes), key=math.prod):
-        total += math.prod(shape)
-        if out and total > most:
-            break
-        out.append(shape)
-    return out
+def sample(shapes: Sequence[Shape], most: int = MOST, more: int = MORE) -> list[Shape]:
+    """The tensors to verify, in their order.
+
+    Args:
+        shapes: of a model.
+        most: elements that one tensor of every shape may have together; at least one tensor is taken.
+        more: elements that further tensors may have.
+    """
+    order = sorted(range(len(shapes)), key=lambda i: math.prod(shapes[i]))
+    first = {shapes[i]: i for i in reversed(order)}
+    chosen: list[int] = []
+    for candidates, limit in (
+        ([i for i in order if first[shapes[i]] == i], most),
+        ([i for i in order if first[shapes[i]] != i], more),
+    ):
+        total = 0
+        for i in candidates:
+            total += math.prod(shapes[i])
+            if chosen and total > limit:
+                break
+            chosen.append(i)
+    return [shapes[i] for i in sorted(chosen)]
 
 
 def verify(method: Method, shapes: Sequence[Shape], backend: str, device: torch.device) -> Verified:
@@ -84,7 +97,8 @@ def verify(method: Method, shapes: Sequence[Shape], backend: str, device: torch.
                 for optimizer in (right, candidate) if method.ours else (right,):
                     optimizer.record(1)
                 candidate.step()
-                right.step()
+                with use(REFERENCE):
+                    right.step()
                 told: list[tuple[Any, Any]] = [
                     (right, reference),
                     *([(candidate, problem.named)] if method.ours else []),
