@@ -84,7 +84,8 @@ def test_configuration_is_accepted(block: Block, tmp_path: Path) -> None:
 
 def commands() -> list[str]:
     lines = [line for block in blocks("bash") for line in block.code.splitlines()]
-    return [line for line in lines if line.startswith("mooring ")]
+    started = [f"mooring {line.partition(' -m mooring ')[2]}" for line in lines if " -m mooring " in line]
+    return [line for line in lines if line.startswith("mooring ")] + started
 
 
 @pytest.mark.parametrize("line", commands())

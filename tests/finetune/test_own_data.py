@@ -20,7 +20,7 @@ from mooring.finetune.methods import resolve
 from mooring.finetune.metrics import Prediction, load_predictions, save_predictions, score, summarize
 from mooring.finetune.optimizers import build_optimizer
 from mooring.finetune.own import task as own_task
-from mooring.finetune.own.cifar import Pictures, shifted
+from mooring.finetune.own.cifar import Pictures, drawn, shifted
 from mooring.finetune.own.images import ImageFiles, View, crop_box
 from mooring.finetune.own.task import load_own_task
 from mooring.finetune.seeds import derive, generator
@@ -248,7 +248,7 @@ def test_shifts_and_flips_match_a_loop_over_pixels() -> None:
     offsets = torch.randint(9, (2, 5), generator=rng)
     flips = torch.rand(5, generator=rng) < 0.5
     assert flips.any() and not flips.all()
-    moved = shifted(pixels, generator("test"))
+    moved = shifted(pixels, *drawn(len(pixels), generator("test")))
     for image in range(5):
         expected = np.zeros((3, 32, 32), dtype=np.uint8)
         for row in range(32):

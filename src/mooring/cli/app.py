@@ -83,6 +83,62 @@ def compare(
 
 
 @app.command
+def finetune(
+    config: Path | None = None,
+    /,
+    *,
+    method: str | None = None,
+    seed: int | None = None,
+    steps: int | None = None,
+    task: str | None = None,
+    data: str | None = None,
+    model: str | None = None,
+    output_dir: Path | None = None,
+    checkpoint_every: int | None = None,
+    keep: int = 2,
+    resume: Annotated[bool, Flag] = False,
+    device: str | None = None,
+    threads: int | None = None,
+    timeout: float = 600.0,
+    overwrite: Annotated[bool, Flag] = False,
+    quiet: Annotated[bool, Flag] = False,
+    json: Annotated[bool, Flag] = False,
+) -> int:
+    """Fine-tune with one method and one seed, with checkpoints; under torchrun on many processes, by FSDP2.
+
+    torchrun --nproc-per-node 8 -m mooring finetune run.yaml --method adamspd --output-dir runs/mine
+
+    The same command again continues from the newest checkpoint, on as many processes as it is then given.
+
+    Args:
+        config: A YAML file as mooring compare takes; options given here win over it.
+        method: One method: a label of the file, or whatever mooring compare takes in --methods. [default: the file's,
+            where it has one]
+        seed: Of split, start, order and noise. [default: 0]
+        steps: Optimizer steps. [default: 300]
+        task: What to fine-tune on; see mooring tasks. [default: vision-fonts2digits]
+        data: The folder of your own data.
+        model: A folder with config.json and model.safetensors, or a hub id: the pretrained model to start from.
+        output_dir: Where to write; a folder from an earlier start is continued, and needs no other option. [default:
+            runs/TIME-TASK-METHOD]
+        checkpoint_every: Steps between checkpoints; 0: only when stopped. [default: a tenth of the steps]
+        keep: How many checkpoints are kept, the newest.
+        resume: Refuse to start from the beginning, where there is no checkpoint.
+        device: cpu, cuda or cuda:1; under torchrun cpu or cuda, of which each process takes its own. [default: cpu]
+        threads: torch's threads in each process. [default: 1]
+        timeout: Seconds after which a process that does not answer is taken for lost.
+        overwrite: Delete what an earlier start wrote in the folder, and begin anew.
+        quiet: Print only the folder.
+        json: Print the metrics as JSON on standard output; everything else goes to standard error.
+    """
+    from mooring.cli.finetune import Command, run_finetune
+    from mooring.compare.single import SingleRequest
+
+    request = SingleRequest(config, method, seed, steps, task, data, model, device, threads, output_dir, overwrite)
+    return run_finetune(Command(request, checkpoint_every, keep, resume, timeout, quiet, json))
+
+
+@app.command
 def report(
     run_dir: Path,
     /,

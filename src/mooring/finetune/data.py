@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+WHOLE = slice(None)
+"""All examples of a batch."""
+
 
 class Examples(ABC):
     """Examples with labels, wherever they are: `rows` brings some of them into memory."""
@@ -30,10 +33,16 @@ class Examples(ABC):
     def to(self, device: torch.device) -> Examples:
         """The same examples on a device."""
 
-    def stream(self, order: Tensor) -> Iterator[Split]:
-        """A training batch for every row of ``order``, ``(steps, batch_size)``."""
-        for rows in order:
-            yield self.rows(rows)
+    def stream(self, order: Tensor, first: int = 0, part: slice = WHOLE) -> Iterator[Split]:
+        """A training batch for every row of ``order``, ``(steps, batch_size)``.
+
+        Args:
+            order: Which examples each batch has.
+            first: The step to begin at: what is drawn for an example may depend on the step.
+            part: Which of every batch to bring, as they would be in the whole batch.
+        """
+        for rows in order[first:]:
+            yield self.rows(rows[part])
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from mooring.finetune.optimizers import needs_closure
 from mooring.finetune.seeds import generator
 from mooring.finetune.spec import TrialSpec
 from mooring.finetune.tasks.base import Objective
+from mooring.finetune.team import ALONE, Team
 from mooring.perturb.frame import Perturbed
 
 
@@ -30,6 +31,7 @@ class Progress:
     step_seconds: list[float] = field(default_factory=list)
     update_seconds: list[float] = field(default_factory=list)
     gradient_evaluations: int = 0
+    full_lr: list[float] = field(default_factory=list)  # of every group, as the schedule multiplies it
 
     @property
     def train_seconds(self) -> float:
@@ -44,25 +46,39 @@ def train(
     optimizer: torch.optim.Optimizer,
     examples: Examples,
     between_steps: Callable[[Progress], None],
+    team: Team = ALONE,
+    progress: Progress | None = None,
 ) -> Progress:
     """Fine-tune the model in place; ``between_steps`` is called before the first step and after every step.
 
     Batch normalization stays in train mode. A method that takes several gradients per step takes them all on the step's
     one batch. The order of the examples depends on the seed alone, not on the method.
 
+    Args:
+        spec: How to train.
+        task: What the loss is.
+        model: Split among the processes of ``team``, where there are several.
+        optimizer: Of the model's parameters.
+        examples: What to train on.
+        between_steps: Called with what is known.
+        team: The processes, each of which takes its part of every batch.
+        progress: Where an earlier start has come to; model and optimizer are as they were there.
+
     Raises:
         TrialError: The loss is not finite, or the optimizer's step raised.
     """
-    full_lr = [float(group["lr"]) for group in optimizer.param_groups]
     order = batches(len(examples), spec.train.batch_size, spec.train.steps, generator("order", spec.seed))
-    progress = Progress(lr=full_lr[0] * spec.train.lr_factor(0))
     model.train()
-    between_steps(progress)
-    for step, batch in enumerate(examples.stream(order)):
-        for group, lr in zip(optimizer.param_groups, full_lr, strict=True):
+    if progress is None:
+        full_lr = [float(group["lr"]) for group in optimizer.param_groups]
+        progress = Progress(lr=full_lr[0] * spec.train.lr_factor(0), full_lr=full_lr)
+        between_steps(progress)
+    stream = examples.stream(order, progress.step, team.part(spec.train.batch_size))
+    for step, batch in enumerate(stream, progress.step):
+        for group, lr in zip(optimizer.param_groups, progress.full_lr, strict=True):
             _set_lr(group, lr * spec.train.lr_factor(step))
         progress.lr = float(optimizer.param_groups[0]["lr"])
-        _step(spec, task, model, optimizer, batch, progress)
+        _step(spec, task, model, optimizer, batch, progress, team)
         between_steps(progress)
     return progress
 
@@ -82,6 +98,7 @@ def _step(
     optimizer: torch.optim.Optimizer,
     batch: Split,
     progress: Progress,
+    team: Team,
 ) -> None:
     gradient_seconds = 0.0  # of the model's own work, forward passes without a gradient among it
     losses: list[float] = []
@@ -91,9 +108,10 @@ def _step(
         began = _now(batch)
         optimizer.zero_grad()
         loss = task.loss(model, batch)
-        losses.append(loss.item())
-        _refuse_not_finite(spec, progress, losses[-1])
-        loss.backward()  # type: ignore[no-untyped-call]
+        mean, factor = team.mean(loss, task.counted(batch))
+        losses.append(mean)
+        _refuse_not_finite(spec, progress, mean)
+        (loss if factor == 1 else loss * factor).backward()  # type: ignore[no-untyped-call]
         gradient_seconds += _now(batch) - began
         return losses[-1]
 

@@ -19,6 +19,7 @@ from mooring.finetune.spec import MethodSpec
 from mooring.optim.base import Optimizer
 from mooring.optim.common import DEFAULTS as COMMON_DEFAULTS
 from mooring.perturb.frame import Perturbed
+from mooring.step.shards import local
 
 
 def load_class(method: MethodSpec) -> type[torch.optim.Optimizer]:
@@ -143,8 +144,8 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """The memory of all tensors in the optimizer's state, each storage once."""
-    storages = (tensor.untyped_storage() for tensor in _tensors(dict(optimizer.state)))
+    """The memory of all tensors in the optimizer's state, each storage once; where they are split, this process's."""
+    storages = (local(tensor).untyped_storage() for tensor in _tensors(dict(optimizer.state)))
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mooring.finetune.data import Examples, Split, TaskData
+from mooring.finetune.data import WHOLE, Examples, Split, TaskData
 from mooring.finetune.errors import SpecError
 from mooring.finetune.own.images import View, sample
 from mooring.finetune.own.listing import CifarFiles, list_cifar
@@ -56,22 +56,33 @@ class Pictures(Examples):
         index = index.to(self.device)
         return Split(self.view.normalised(self.pixels[index]), self.labels[index])
 
-    def stream(self, order: Tensor) -> Iterator[Split]:
+    def stream(self, order: Tensor, first: int = 0, part: slice = WHOLE) -> Iterator[Split]:
         """Training batches, augmented by what the seed and the step draw."""
-        for step, index in enumerate(order):
+        for step, index in enumerate(order[first:], first):
+            own = index[part].to(self.device)
             if self.seed is None:
-                yield self.rows(index)
+                yield self.rows(own)
                 continue
-            rng = generator("augmentation", self.seed, step)
-            moved = shifted(self.pixels[index.to(self.device)], rng)
-            yield Split(self.view.normalised(moved), self.labels[index.to(self.device)])
+            moved = shifted(self.pixels[own], *drawn(len(index), generator("augmentation", self.seed, step), part))
+            yield Split(self.view.normalised(moved), self.labels[own])
 
 
-def shifted(pixels: Tensor, rng: torch.Generator) -> Tensor:
-    """Every image moved by up to 4 pixels each way, zeros coming in, and half of them flipped."""
-    count, side = len(pixels), 2 * _PADDING + 1
-    offsets = torch.randint(side, (2, count), generator=rng).to(pixels.device)
-    flips = (torch.rand(count, generator=rng) < 0.5).to(pixels.device)
+def drawn(count: int, rng: torch.Generator, part: slice) -> tuple[Tensor, Tensor]:
+    """How far each image of a batch is moved, and whether it is flipped; drawn for the whole batch."""
+    offsets = torch.randint(2 * _PADDING + 1, (2, count), generator=rng)
+    return offsets[:, part], (torch.rand(count, generator=rng) < 0.5)[part]
+
+
+def shifted(pixels: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
+    """Every image moved by up to 4 pixels each way, zeros coming in, and those flipped that are to be.
+
+    Args:
+        pixels: ``(n, 3, 32, 32)``.
+        offsets: ``(2, n)``, 0 to 8: the row and the column of the padded image that the result begins at.
+        flips: ``(n,)``, which to flip.
+    """
+    count = len(pixels)
+    offsets, flips = offsets.to(pixels.device), flips.to(pixels.device)
     steps = torch.arange(_SIDE, device=pixels.device)
     rows = offsets[0][:, None] + steps
     columns = offsets[1][:, None] + torch.where(flips[:, None], steps.flip(0), steps)

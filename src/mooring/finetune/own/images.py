@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mooring.finetune.data import Examples, Split
+from mooring.finetune.data import WHOLE, Examples, Split
 from mooring.finetune.errors import TrialError
 from mooring.finetune.seeds import derive
 
@@ -122,14 +122,16 @@ class ImageFiles(Examples):
         with ThreadPoolExecutor(self.workers) as pool:
             return self._decoded(index, 0, pool)
 
-    def stream(self, order: Tensor) -> Iterator[Split]:
+    def stream(self, order: Tensor, first: int = 0, part: slice = WHOLE) -> Iterator[Split]:
         """Training batches, each decoded while the one before it is in use."""
+        if first >= len(order):
+            return
         with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(self._decoded, order[0], 0, pool)
-            for step in range(len(order)):
+            following = ahead.submit(self._decoded, order[first, part], first, pool)
+            for step in range(first, len(order)):
                 batch = following.result()
                 if step + 1 < len(order):
-                    following = ahead.submit(self._decoded, order[step + 1], step + 1, pool)
+                    following = ahead.submit(self._decoded, order[step + 1, part], step + 1, pool)
                 yield batch
 
     def _decoded(self, index: Tensor, step: int, pool: ThreadPoolExecutor) -> Split:

@@ -115,6 +115,10 @@ class Instructions(OwnTask):
         """Mean cross-entropy of the answers' tokens."""
         return cross_entropy(model(batch.inputs).flatten(0, -2).float(), batch.labels.flatten(), ignore_index=IGNORED)
 
+    def counted(self, batch: Split) -> int:
+        """The answers' tokens."""
+        return int((batch.labels != IGNORED).sum())
+
     def _answers(self, examples: Sequence[dict[str, str]]) -> Answers:
         return Answers(examples, self.reader, self.spec.prompt, self.spec.max_tokens)
 

@@ -17,7 +17,13 @@ _CHUNK = 1024
 
 
 class Objective(ABC):
-    """A model, what its loss is, and what it predicts."""
+    """A model, what its loss is, and what it predicts.
+
+    Attributes:
+        methods: Methods of the model beside ``forward`` that `loss` and `logits` call.
+    """
+
+    methods: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -27,6 +33,10 @@ class Objective(ABC):
         """The mean loss of one batch: cross-entropy over the last dimension of the logits, for every label."""
         logits = model(batch.inputs)
         return cross_entropy(logits.flatten(0, -2), batch.labels.flatten())
+
+    def counted(self, batch: Split) -> int:
+        """How many labels `loss` is the mean over: its weight where a batch is split among processes."""
+        return batch.labels.numel()
 
     def logits(self, model: nn.Module, split: Examples) -> Prediction | Scored:
         """Logits, one row per label, of a split whose model is in evaluation mode without gradients."""

@@ -54,7 +54,8 @@ class RetrievalNet(nn.Module):
 
     def cosines(self, images: Tensor) -> Tensor:
         """Cosines to the proxies, ``(n, 10)``: the upright classes, then the turned ones."""
-        cosines: Tensor = self(images) @ normalize(self.proxies, dim=1).T
+        # Not self(images): where weights are sharded, the call would give the proxies back before they are used.
+        cosines: Tensor = self.forward(images) @ normalize(self.proxies, dim=1).T
         return cosines
 
 
@@ -76,6 +77,7 @@ class DigitsRetrieval(Task):
 
     version = 1
     packages = ("matplotlib", "pillow", "scikit-learn", "torch")
+    methods = ("cosines",)
 
     def model(self) -> nn.Module:
         """The embedding net; its proxies are pretrained too."""
