@@ -517,6 +517,25 @@ def test_a_host_may_swap_the_parameters_before_the_first_step(tmp_path: Path) ->
     assert same(train(nets[0], plain, 1, 12), train(nets[1], swapped, 1, 12))
 
 
+def test_a_state_dict_is_given_again_after_a_swap() -> None:
+    """It was given to the parameters of then: nothing is captured in its place."""
+    anchors = pretrained(make_net())
+    nets = [make_net(), make_net()]
+    plain = mo.AdamSPD(nets[0].named_parameters(), lr=1e-2)
+    plain.anchor_to(anchors)
+    swapped = mo.AdamSPD(make_net().named_parameters(), lr=1e-2)
+    swapped.anchor_to(anchors)
+    swapped.param_groups[0]["params"] = list(nets[1].parameters())
+    before = [p.detach().clone() for p in nets[1].parameters()]
+    with pytest.raises(RuntimeError, match=r"anchor='given': .* call optimizer.anchor_to\(state_dict\)"):
+        train(nets[1], swapped, 1, 2)
+    assert same([p.detach() for p in nets[1].parameters()], before)
+    swapped.anchor_to(anchors)
+    assert same(train(nets[0], plain, 1, 12), train(nets[1], swapped, 1, 12))
+    assert set(swapped.state) <= set(nets[1].parameters())
+    swapped.load_state_dict(swapped.state_dict())
+
+
 def test_a_host_may_save_and_load_before_the_first_step() -> None:
     """As Accelerate's prepare does; what was given must not be captured again at the first step."""
     anchors = pretrained(make_net())

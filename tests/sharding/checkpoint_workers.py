@@ -15,13 +15,21 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.tensor import distribute_tensor
 
 import mooring as mo
+from mooring.anchors.distributed import SavedShards
 from mooring.perturb.frame import Perturbed
+from mooring.step.shards import is_sharded, local
 from tests.optim.table import BY_NAME, ROWS
 from tests.sharding.sides import full
-from tests.sharding.workers import build, groups, shard, train
+from tests.sharding.workers import Net, build, distance, groups, shard, train
 
 BREAK, END = 4, 6  # with a parameter that skips step 3
 
@@ -247,3 +255,98 @@ def saved_meanwhile(folder: str) -> dict[str, dict[str, bool]]:
                 "goes on bitwise": all(torch.equal(x, y) for x, y in zip(run.weights(), other.weights())),
             }
     return found
+
+
+class Reads:
+    """Counts the bytes that are read from the pieces of a checkpoint."""
+
+    def __enter__(self) -> Reads:
+        self.bytes, self._load = 0, SavedShards._load
+
+        def counted(shards: SavedShards, key: str, piece: Any) -> Tensor:
+            value = self._load(shards, key, piece)
+            self.bytes += value.nbytes
+            return value
+
+        SavedShards._load = counted  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        SavedShards._load = self._load  # type: ignore[method-assign]
+
+
+def hosted(how: str, make: Make) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A sharded model and an optimizer that was built before the host put the parameters there that are trained."""
+    if how == "meta":  # built on shards without values, which a host fills; these parameters stay the same objects
+        with torch.device("meta"):
+            model = shard(Net().double())
+        optimizer = make(model)
+        model.to_empty(device="cpu")
+        values = build().state_dict()
+        with torch.no_grad():
+            for name, x in [*model.named_parameters(), *model.named_buffers()]:
+                x.copy_(distribute_tensor(values[name], x.device_mesh, x.placements) if is_sharded(x) else values[name])
+        return model, optimizer
+    plain = build()
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.mul_(1.5)  # what is loaded below is what counts
+    optimizer = make(plain)
+    names = [
+        [n for n, p in plain.named_parameters() if any(p is q for q in g["params"])] for g in optimizer.param_groups
+    ]
+    plain.load_state_dict(build().state_dict())
+    model = shard(plain)
+    now = dict(model.named_parameters())
+    for group, own in zip(optimizer.param_groups, names):  # as Accelerate does
+        group["params"] = [now[n] for n in own]
+    return model, optimizer
+
+
+def swapped(folder: str) -> dict[str, dict[str, Any]]:
+    """Anchors where a host changes parameters after the optimizer was built, against one process that does not."""
+    start = {name: p.detach().clone() for name, p in build().named_parameters()}
+    pretrained = {name: 0.9 * p + 0.01 for name, p in start.items()}
+    file, saved = str(Path(folder, "weights.safetensors")), str(Path(folder, "saved"))
+    split = shard(build())
+    with torch.no_grad():
+        for p in split.parameters():
+            p.mul_(0.9).add_(0.01)
+    dcp.save({"model": get_model_state_dict(split)}, checkpoint_id=saved)
+    if dist.get_rank() == 0:
+        save_file(pretrained, file)
+    dist.barrier()
+    found = {}
+    for kind, options in {
+        "captured": {"anchor": "capture"},
+        "captured into a file": {"anchor_store": "cpu", "anchor_file": "{}.safetensors"},
+        "safetensors": {"anchor": file, "anchor_store": "mmap"},
+        "checkpoint": {"anchor": saved},
+        "checkpoint on the host": {"anchor": saved, "anchor_store": "cpu"},
+    }.items():
+        for how in ("swapped", "meta"):
+            where = {k: v.format(Path(folder, f"{how} {kind} {{}}")) for k, v in options.items()}
+
+            def make(model: nn.Module, on: str = "shards", where: dict[str, str] = where) -> torch.optim.Optimizer:
+                return mo.AdamSPD(groups(model), lr=0.01, **{k: v.format(on) for k, v in where.items()})  # type: ignore[arg-type]
+
+            single = build()
+            train(single, make(single, f"rank {dist.get_rank()}"), 0, END)
+            with Reads() as reads:
+                model, optimizer = hosted(how, make)
+                train(model, optimizer, 0, END)  # type: ignore[arg-type]
+            own = sum(local(p.detach()).nbytes for p in model.parameters())
+            expected = start if kind.startswith("captured") else pretrained
+            anchors = {name: optimizer.anchor_of(p) for name, p in model.named_parameters()}  # type: ignore[attr-defined]
+            found[f"{how}, {kind}"] = {
+                "error": distance(model, single, start),
+                "anchors": all(torch.equal(full(anchors[name]), x) for name, x in expected.items()),
+                "sharded alike": all(anchors[n].placements == p.placements for n, p in model.named_parameters()),
+                "read": reads.bytes == (own if kind.startswith("checkpoint") else 0),
+            }
+    return found
+
+
+def on_two(folder: str) -> dict[str, Any]:
+    """One start of the processes for what two of them show."""
+    return {"meanwhile": saved_meanwhile(folder), "swapped": swapped(folder)}

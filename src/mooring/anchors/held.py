@@ -51,7 +51,12 @@ class Held:
                         "anchor_file of its own"
                     )
             elif where is not None:
-                self._open(where)  # a word that is no file is a better error than names that are missing
+                source = self._open(where)  # a word that is no file is a better error than names that are missing
+                if group["anchor_store"] == "mmap" and not source.mapped:
+                    raise ValueError(
+                        f"anchor_store='mmap' maps safetensors files, and anchor={where!r} is a checkpoint of "
+                        "torch.distributed.checkpoint; use 'device', 'bfloat16' or 'cpu', or save safetensors"
+                    )
                 by_location.setdefault(where, []).extend(named(group, i))
         for where, members in by_location.items():
             self._match(self._open(where), members, captured=where in written)

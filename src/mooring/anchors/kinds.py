@@ -29,8 +29,8 @@ def check(group: Mapping[str, Any]) -> None:
     if not (anchor is None or (isinstance(anchor, str) and anchor)):
         raise ValueError(
             "anchor must be 'capture' (the weights at the first real step), 'zero', None (this group is free), or a "
-            f"safetensors file, a folder of them or a hub id, got {anchor!r}; a state dict goes to "
-            "optimizer.anchor_to(state_dict)"
+            "safetensors file, a folder of them or of torch.distributed.checkpoint, or a hub id, got "
+            f"{anchor!r}; a state dict goes to optimizer.anchor_to(state_dict)"
         )
     if store not in STORES:
         raise ValueError(f"anchor_store must be one of {', '.join(map(repr, STORES))}, got {store!r}")

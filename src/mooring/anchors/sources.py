@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files: one file, a folder of them, or a model in the local Hugging Face cache."""
+"""Named tensors on disk: safetensors files, the local Hugging Face cache, torch.distributed.checkpoint's folders."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mooring.anchors import distributed
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -29,6 +31,8 @@ def resolve(anchor: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
+        if not any((path / name).is_file() for name in (SINGLE, INDEX)) and (path / distributed.METADATA).is_file():
+            return _all_there(anchor, distributed.files(path))
         return _in_folder(anchor, lambda name: path / name)
     hub_id, _, revision = anchor.partition("@")
     why = "and no such model is in the local Hugging Face cache"
@@ -51,8 +55,8 @@ def resolve(anchor: str) -> list[Path]:
         if hits:
             why += f" (fetch it once: hf download {hub_id})"
     raise ValueError(
-        f"anchor must be 'capture', 'zero', None, or a safetensors file, a folder of them or a hub id, got {anchor!r}: "
-        f"there is no such file or folder, {why}"
+        f"anchor must be 'capture', 'zero', None, or a safetensors file, a folder of them or of "
+        f"torch.distributed.checkpoint, or a hub id, got {anchor!r}: there is no such file or folder, {why}"
     )
 
 
@@ -60,35 +64,35 @@ def _in_folder(anchor: str, find: Callable[[str], Path]) -> list[Path]:
     if find(SINGLE).is_file():
         return [find(SINGLE)]
     if not find(INDEX).is_file():
-        raise ValueError(f"anchor={anchor!r}: the folder must hold {SINGLE} or {INDEX}")
+        raise ValueError(
+            f"anchor={anchor!r}: the folder must hold {SINGLE} or {INDEX}, or the {distributed.METADATA} of "
+            "torch.distributed.checkpoint"
+        )
     parts = sorted(set(json.loads(find(INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    files = [find(INDEX), *(find(part) for part in parts)]
+    return _all_there(anchor, [find(INDEX), *(find(part) for part in parts)])
+
+
+def _all_there(anchor: str, files: list[Path]) -> list[Path]:
     for file in files:
         if not file.is_file():
-            raise ValueError(f"anchor={anchor!r}: {INDEX} names {file.name}, which is missing")
+            raise ValueError(f"anchor={anchor!r}: {files[0].name} names {file.name}, which is missing")
     return files
 
 
-class Source:
-    """Named tensors in safetensors files, opened and memory-mapped; nothing is read before it is asked for.
+class SafetensorsFiles:
+    """The tensors of safetensors files, opened and memory-mapped.
 
     Args:
-        anchor: a path or hub id, as the group option.
-
-    Raises:
-        ValueError: for files that are missing or damaged.
-        ImportError: without the package safetensors.
+        files: one, or an index and what it names.
     """
 
-    def __init__(self, anchor: str) -> None:
-        self.anchor = anchor
-        self.files = resolve(anchor)
-        self._stamps = self._stat()
-        self._digest: str | None = None
+    mapped = True
+
+    def __init__(self, files: Sequence[Path]) -> None:
         self._where: dict[str, Any] = {}
         # Of tied tensors save_model keeps one and notes the others' names in the metadata.
         self._alias: dict[str, str] = {}
-        for file in self.files[1:] or self.files:
+        for file in files[1:] or files:
             handle = _open(file)
             self._where.update(dict.fromkeys(handle.keys(), handle))
             self._alias.update({k: v for k, v in (handle.metadata() or {}).items() if isinstance(v, str)})
@@ -105,13 +109,54 @@ class Source:
         return torch.Size(self._where[key].get_slice(key).get_shape())
 
     def read(self, key: str, part: tuple[slice, ...] | None = None) -> Tensor:
-        """A tensor, or a part of it, mapped and not copied; never to be written on."""
+        """A tensor, or a part of it, mapped and not copied."""
         key = self._alias.get(key, key)
         if part is None or not part:
             value: Tensor = self._where[key].get_tensor(key)
         else:
             value = self._where[key].get_slice(key)[part]
         return value
+
+
+class Source:
+    """Named tensors in files; nothing is read before it is asked for.
+
+    Args:
+        anchor: a path or hub id, as the group option.
+
+    Raises:
+        ValueError: for files that are missing or damaged.
+        ImportError: without the package safetensors, where that is what they are.
+    """
+
+    def __init__(self, anchor: str) -> None:
+        self.anchor = anchor
+        self.files = resolve(anchor)
+        self._stamps = self._stat()
+        self._digest: str | None = None
+        self._tensors: SafetensorsFiles | distributed.SavedShards
+        if self.files[0].name == distributed.METADATA:
+            self._tensors = distributed.SavedShards(self.files[0].parent)
+        else:
+            self._tensors = SafetensorsFiles(self.files)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether what is read are mapped pages of the files, and no copy."""
+        return self._tensors.mapped
+
+    @property
+    def keys(self) -> list[str]:
+        """All names."""
+        return self._tensors.keys
+
+    def shape(self, key: str) -> torch.Size:
+        """The shape of a tensor; reads no data."""
+        return self._tensors.shape(key)
+
+    def read(self, key: str, part: tuple[slice, ...] | None = None) -> Tensor:
+        """A tensor, or a part of it; never to be written on."""
+        return self._tensors.read(key, part)
 
     def digest(self) -> str:
         """sha256 of the file; of the files' digests where there are several. Reads all of it, once."""

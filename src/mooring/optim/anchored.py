@@ -179,6 +179,9 @@ class Anchored(torch.optim.Optimizer):
             )
         for name, p, _ in members:
             check_shape(name, tuple(p.shape), tuple(state_dict[keys[name]].shape), "state_dict")
+        known = {p for group in self.param_groups for p in group["params"]}
+        for p in [p for p in self.state if p not in known]:
+            del self.state[p]  # of parameters that a host has replaced since; no checkpoint could be made of it
         rounded = Rounding()
         with torch.no_grad():
             for name, p, group in members:

@@ -40,7 +40,8 @@ class Adam(Optimizer):
         rules: what is done with the update direction, in order; see ``mooring.rules``.
         nesterov: Nesterov momentum as in AdamP's released code.
         anchor: where a rule needs one: ``"capture"``, ``"zero"``, None for no anchor, or where the
-            pretrained weights are: a safetensors file, a folder of them, or a hub id; see docs/anchors.md.
+            pretrained weights are: a safetensors file, a folder of them or of
+            torch.distributed.checkpoint, or a hub id; see docs/anchors.md.
         anchor_store: where the anchor is kept: ``"device"``, ``"bfloat16"``, ``"cpu"`` or ``"mmap"``.
         anchor_file: the file to which a captured anchor is written with the stores ``"cpu"`` and ``"mmap"``.
         maximize: ascend.
@@ -110,7 +111,8 @@ class SGD(Optimizer):
         nesterov: Nesterov momentum; needs momentum > 0 and dampening 0.
         rules: what is done with the update direction, in order; see ``mooring.rules``.
         anchor: where a rule needs one: ``"capture"``, ``"zero"``, None for no anchor, or where the
-            pretrained weights are: a safetensors file, a folder of them, or a hub id; see docs/anchors.md.
+            pretrained weights are: a safetensors file, a folder of them or of
+            torch.distributed.checkpoint, or a hub id; see docs/anchors.md.
         anchor_store: where the anchor is kept: ``"device"``, ``"bfloat16"``, ``"cpu"`` or ``"mmap"``.
         anchor_file: the file to which a captured anchor is written with the stores ``"cpu"`` and ``"mmap"``.
         maximize: ascend.
@@ -171,7 +173,8 @@ class Adai(Optimizer):
         weight_decay: coupled decay (L2).
         rules: what is done with the update direction, in order; see ``mooring.rules``.
         anchor: where a rule needs one: ``"capture"``, ``"zero"``, None for no anchor, or where the
-            pretrained weights are: a safetensors file, a folder of them, or a hub id; see docs/anchors.md.
+            pretrained weights are: a safetensors file, a folder of them or of
+            torch.distributed.checkpoint, or a hub id; see docs/anchors.md.
         anchor_store: where the anchor is kept: ``"device"``, ``"bfloat16"``, ``"cpu"`` or ``"mmap"``.
         anchor_file: the file to which a captured anchor is written with the stores ``"cpu"`` and ``"mmap"``.
         maximize: ascend.

@@ -85,8 +85,8 @@ def param_groups(
         layer_decay: factor per layer, in (0, 1].
         head: names, or prefixes of names, of new parameters without a pretrained value.
         anchor: of all others: ``"capture"``, ``"zero"``, None, where the pretrained weights are (a safetensors file, a
-            folder of them, a hub id), or a state dict, which must then be given to the optimizer with
-            ``optimizer.anchor_to(state_dict)``.
+            folder of them or of torch.distributed.checkpoint, a hub id), or a state dict, which must then be given to
+            the optimizer with ``optimizer.anchor_to(state_dict)``.
         lora: ``"zero"`` anchors LoRA factors at zero; ``"init"`` at their values at the first real step, which for A is
             its random start. Costs one copy of the factors.
         scale_invariant: names of parameters and whether they are invariant by ``"row"`` or as a ``"tensor"``, as

@@ -36,7 +36,8 @@ class AdamSPD(Optimizer):
         amsgrad: use the running maximum of the second moment.
         strength: the paper's lambda, dimensionless; 1 projects onto the previous radius, 0 switches SPD off.
         anchor: ``"capture"``, ``"zero"`` (for LoRA factors), None for no anchor, or where the
-            pretrained weights are: a safetensors file, a folder of them, or a hub id; see docs/anchors.md.
+            pretrained weights are: a safetensors file, a folder of them or of
+            torch.distributed.checkpoint, or a hub id; see docs/anchors.md.
         anchor_store: where the anchor is kept: ``"device"``, ``"bfloat16"``, ``"cpu"`` or ``"mmap"``.
         anchor_file: the file to which a captured anchor is written with the stores ``"cpu"`` and ``"mmap"``.
         maximize: ascend.
@@ -103,7 +104,8 @@ class SGDSPD(Optimizer):
         nesterov: Nesterov momentum; needs momentum > 0 and dampening 0.
         strength: the paper's lambda, dimensionless; 1 projects onto the previous radius, 0 switches SPD off.
         anchor: ``"capture"``, ``"zero"`` (for LoRA factors), None for no anchor, or where the
-            pretrained weights are: a safetensors file, a folder of them, or a hub id; see docs/anchors.md.
+            pretrained weights are: a safetensors file, a folder of them or of
+            torch.distributed.checkpoint, or a hub id; see docs/anchors.md.
         anchor_store: where the anchor is kept: ``"device"``, ``"bfloat16"``, ``"cpu"`` or ``"mmap"``.
         anchor_file: the file to which a captured anchor is written with the stores ``"cpu"`` and ``"mmap"``.
         maximize: ascend.

@@ -41,7 +41,7 @@ def wrap(
         base: the optimizer. Its groups, state and defaults are shared, not copied: one learning rate, one checkpoint.
         rules: RadialProjection, TrustRatio, SelectiveProjection; a decay where ``base`` has no ``weight_decay`` itself.
         anchor: where a rule needs one: ``"capture"``, ``"zero"``, None, or where the pretrained weights are: a
-            safetensors file, a folder of them, or a hub id; see docs/anchors.md.
+            safetensors file, a folder of them or of torch.distributed.checkpoint, or a hub id; see docs/anchors.md.
         anchor_store: where the anchor is kept: ``"device"``, ``"bfloat16"``, ``"cpu"`` or ``"mmap"``.
         anchor_file: the file to which a captured anchor is written with the stores ``"cpu"`` and ``"mmap"``.
 
