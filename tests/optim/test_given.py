@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -277,3 +278,14 @@ def test_a_model_of_one_parameter_says_so() -> None:
         [p] = again.param_groups[0]["params"]
         p.sum().backward()
         again.step()
+
+
+@every_row
+def test_parameters_may_be_swapped_as_torch_moves_sharded_modules(row: OptimizerRow) -> None:
+    """torch swaps no tensor that has a weak reference; ``to_empty`` of a sharded module swaps all of them."""
+    params = parameters()
+    optimizer = row.build(params)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert not any(weakref.getweakrefcount(p) for p in params)

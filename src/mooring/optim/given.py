@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,16 +34,20 @@ def flattened_by(p: Tensor) -> str | None:
 
 
 class Given:
-    """The parameters as they were given, to notice what a host puts in their place. Keeps none of them alive."""
+    """The parameters as they were given, to notice what a host puts in their place.
+
+    Keeps none of them alive, and holds no weak reference: torch swaps no tensor that has one, and then moves no sharded
+    module to another device (``to_empty``, ``to``) whose optimizer is there already.
+    """
 
     def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        self._groups: list[list[tuple[weakref.ref[Tensor], torch.Size]]] = []
+        self._groups: list[list[tuple[int, torch.Size]]] = []  # by identity, which a dead tensor may hand on
         for group in groups:
             self.add(group)
 
     def add(self, group: Mapping[str, Any]) -> None:
         """Remember the parameters of a group; to be called for all groups in their order."""
-        self._groups.append([(weakref.ref(p), p.shape) for p in group["params"]])
+        self._groups.append([(id(p), p.shape) for p in group["params"]])
 
     def replaced(self, groups: Sequence[Mapping[str, Any]]) -> tuple[int, Tensor] | None:
         """A flat tensor that stands where parameters were given, and the number of its group; None if there is none.
@@ -56,7 +59,7 @@ class Given:
         now = [(i, p) for i, group in enumerate(groups) for p in group["params"] if p.numel()]
         if any(p.ndim > 1 for _, p in now):
             return None
-        known = {id(p): shape for given in self._groups for ref, shape in given if (p := ref()) is not None}
+        known = {identity: shape for given in self._groups for identity, shape in given}
         for i, p in now:
             if known.get(id(p)) == p.shape:
                 continue
