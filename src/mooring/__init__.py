@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mooring.optim import AdamS as AdamS
     from mooring.optim import AdamSPD as AdamSPD
     from mooring.optim import AdamW as AdamW
+    from mooring.optim import communication as communication
     from mooring.optim import convert as convert
     from mooring.optim import cost as cost
     from mooring.optim import interpolate as interpolate
@@ -53,7 +54,7 @@ _RULES = (
     "StableDecay",
     "TrustRatio",
 )
-_HELPERS = ("convert", "cost", "interpolate", "param_groups", "scale_invariant_parameters", "wrap")
+_HELPERS = ("communication", "convert", "cost", "interpolate", "param_groups", "scale_invariant_parameters", "wrap")
 _PERTURBED = ("ASAM", "NSO", "RSAM", "SAM", "USAM")
 _MEASURES = ("log_to", "watch")
 _ROOMS = {

@@ -10,6 +10,7 @@ from mooring.optim.interpolate import interpolate
 from mooring.optim.scale_invariance import scale_invariant_parameters
 from mooring.optim.spd import SGDSPD, AdamSPD
 from mooring.optim.swd import SGDS, AdamS
+from mooring.optim.traffic import communication
 from mooring.optim.wrapped import wrap
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "AdamS",
     "AdamSPD",
     "AdamW",
+    "communication",
     "convert",
     "cost",
     "interpolate",
