@@ -267,7 +267,7 @@ def test_a_lost_process_ends_the_job_and_another_number_goes_on(mooring: Mooring
 @pytest.mark.slow
 @pytest.mark.sharding
 def test_lost_and_stopped_jobs_go_on_with_the_same_bits(mooring: Mooring) -> None:
-    long_run(steps=600)
+    long_run(steps=300)
     arguments = ("run.yaml", "--method", "nso", "--checkpoint-every", "20", "--output-dir")
     job = torchrun(*arguments, "run")
     wait_for(lambda: has_checkpoints("run"), job)

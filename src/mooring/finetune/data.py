@@ -71,6 +71,35 @@ class Split(Examples):
 
 
 @dataclass(frozen=True)
+class Some(Examples):
+    """Some of other examples.
+
+    Attributes:
+        examples: All of them.
+        chosen: Rows of those that count here.
+    """
+
+    examples: Examples
+    chosen: Tensor
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the others' rows are put."""
+        return self.examples.device
+
+    def rows(self, index: Tensor) -> Split:
+        """The examples at these rows."""
+        return self.examples.rows(self.chosen[index.cpu()])
+
+    def to(self, device: torch.device) -> Some:
+        """The same examples on a device."""
+        return Some(self.examples.to(device), self.chosen)
+
+
+@dataclass(frozen=True)
 class TaskData:
     """What one seed trains and is evaluated on.
 

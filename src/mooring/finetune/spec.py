@@ -17,9 +17,11 @@ from mooring.finetune.errors import suggestion
 from mooring.finetune.task_spec import AnyTask, Spec
 from mooring.finetune.task_spec import TaskSpec as TaskSpec  # a part of a trial, asked for here
 
-RESULT_VERSION = 2
+RESULT_VERSION = 1
 """Part of every trial's key. Raise it when a change to this package changes what a trial computes, so that a folder
 of finished trials is never continued with trials that mean something else."""
+PERTURBED_VERSIONS = {"NSO": 2, "RSAM": 2}
+"""The same for trials with these perturbations alone: until 2, gradients of earlier steps were added to the present."""
 
 MODULE_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -244,6 +246,6 @@ class TrialSpec(Spec):
         content = self.model_dump(mode="json")
         del content["method"]["label"]
         content["task"] = self.task.identity()
-        content["version"] = RESULT_VERSION
+        content["version"] = max([RESULT_VERSION, *(PERTURBED_VERSIONS.get(name, 0) for name in self.method.perturb)])
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

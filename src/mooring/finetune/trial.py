@@ -231,7 +231,7 @@ class _Trial:
             self.report({"event": "step", "step": step, "steps": steps, "loss": progress.loss, "lr": progress.lr})
 
     def evaluate(self, progress: Progress) -> None:
-        self.predictions = predict(self.start.task, self.model, self.splits)
+        self.predictions = predict(self.start.task, self.model, self.splits, self.team)
         row: dict[str, float] = {
             "step": progress.step,
             "gradients": progress.gradient_evaluations,

@@ -67,7 +67,7 @@ class Pictures(Examples):
             yield Split(self.view.normalised(moved), self.labels[own])
 
 
-def drawn(count: int, rng: torch.Generator, part: slice) -> tuple[Tensor, Tensor]:
+def drawn(count: int, rng: torch.Generator, part: slice = WHOLE) -> tuple[Tensor, Tensor]:
     """How far each image of a batch is moved, and whether it is flipped; drawn for the whole batch."""
     offsets = torch.randint(2 * _PADDING + 1, (2, count), generator=rng)
     return offsets[:, part], (torch.rand(count, generator=rng) < 0.5)[part]

@@ -25,6 +25,7 @@ class OwnTask(Objective):
 
     def __init__(self, spec: OwnTaskSpec) -> None:
         self.given = spec
+        self.chunk = spec.eval_batch
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ class OwnTask(Objective):
         labels: list[Tensor] = []
         scored: list[tuple[Tensor, Tensor, Tensor]] = []
         count = 0
-        for rows in torch.split(torch.arange(len(split)), self.given.eval_batch):
+        for rows in torch.split(torch.arange(len(split)), self.chunk):
             batch = split.rows(rows)
             logits, wanted = model(batch.inputs).flatten(0, -2), batch.labels.flatten()
             logits, wanted = logits[wanted != IGNORED], wanted[wanted != IGNORED]

@@ -13,17 +13,17 @@ from mooring.finetune.data import Examples, Split, TaskData
 from mooring.finetune.metrics import Prediction, Scored
 from mooring.finetune.spec import TaskSpec
 
-_CHUNK = 1024
-
 
 class Objective(ABC):
     """A model, what its loss is, and what it predicts.
 
     Attributes:
         methods: Methods of the model beside ``forward`` that `loss` and `logits` call.
+        chunk: Examples to one call of the model in `logits`; 0 where it needs the whole split at once.
     """
 
     methods: ClassVar[tuple[str, ...]] = ()
+    chunk: int = 1024
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -40,7 +40,7 @@ class Objective(ABC):
 
     def logits(self, model: nn.Module, split: Examples) -> Prediction | Scored:
         """Logits, one row per label, of a split whose model is in evaluation mode without gradients."""
-        chunks = [split.rows(rows) for rows in torch.split(torch.arange(len(split)), _CHUNK)]
+        chunks = [split.rows(rows) for rows in torch.split(torch.arange(len(split)), self.chunk)]
         logits = torch.cat([model(chunk.inputs).flatten(0, -2) for chunk in chunks])
         labels = torch.cat([chunk.labels.flatten() for chunk in chunks])
         return Prediction(logits.float().cpu().numpy(), labels.cpu().numpy())

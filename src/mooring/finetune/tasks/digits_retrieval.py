@@ -78,6 +78,7 @@ class DigitsRetrieval(Task):
     version = 1
     packages = ("matplotlib", "pillow", "scikit-learn", "torch")
     methods = ("cosines",)
+    chunk = 0
 
     def model(self) -> nn.Module:
         """The embedding net; its proxies are pretrained too."""
