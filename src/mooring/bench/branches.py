@@ -152,7 +152,8 @@ def _offset(gradient: Tensor | None, sign: float) -> Tensor:
     """``d`` of the module's heading, in the gradient's type."""
     assert gradient is not None
     size = gradient.abs()
-    first, second = float(size.sum(dtype=torch.float64)), float(size.double().square().sum())
+    first = float(size.sum(dtype=torch.float64))
+    second = math.fsum(float(part.double().square().sum()) for part in torch.split(size.flatten(), _PIECE))
     middle = (first / max(gradient.numel(), 1) + second / first) / 2 if first else 0.0
     out: Tensor = (gradient - middle * gradient.sign()) * (sign * _OFFSET)
     return out

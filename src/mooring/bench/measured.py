@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -56,6 +57,7 @@ class Bench:
 
     def row(self, method: Method, backend: str, model: Model, baseline: Baseline) -> Row:
         """Verify, then time; a failing one is not timed."""
+        gc.collect()  # optimizers refer to themselves, and the last row's state would stay beside this one's
         served = backend if method.ours else ""
         known: dict[str, Any] = dict(shapes=model.name, method=method.id, package=method.package, backend=served)
         found = verify(method, model.shapes, backend, self.device)
