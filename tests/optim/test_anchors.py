@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import io
 import json
@@ -11,12 +12,14 @@ import multiprocessing
 import pickle
 import sys
 import types
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
@@ -515,6 +518,32 @@ def test_a_host_may_swap_the_parameters_before_the_first_step(tmp_path: Path) ->
     swapped = mo.AdamSPD(make_net().named_parameters(), lr=1e-2, anchor=source)
     swapped.param_groups[0]["params"] = list(nets[1].parameters())
     assert same(train(nets[0], plain, 1, 12), train(nets[1], swapped, 1, 12))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.parametrize("kind", ["capture", "file", "checkpoint"])
+def test_replaced_parameters_are_not_kept_alive(kind: str, tmp_path: Path) -> None:
+    """Between building the optimizer and the first step hosts shard models that fit nowhere twice."""
+    anchors = pretrained(make_net())
+    folder = tmp_path / "saved"
+    if kind == "checkpoint":
+        dcp.save(anchors, checkpoint_id=folder)
+    anchor = {"capture": "capture", "file": one_file(anchors, tmp_path), "checkpoint": str(folder)}[kind]
+    net, other = make_net(), make_net()
+    optimizer = mo.AdamSPD(net.named_parameters(), lr=1e-2, anchor=anchor)
+    held = [weakref.ref(p) for p in net.parameters()]
+    optimizer.param_groups[0]["params"] = list(other.parameters())
+    del net
+    gc.collect()
+    assert not any(p() is not None for p in held)
+    train(other, optimizer, 1, 3)
+    if kind != "capture":
+        assert all(torch.equal(optimizer.anchor_of(p), anchors[name]) for name, p in other.named_parameters())
+    # And in the middle of a training: another shape under an old name is as much an error as before the first step.
+    optimizer.param_groups[0]["params"][0] = nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+    if kind != "capture":
+        with pytest.raises(ValueError, match=r"has shape \(2, 2\), its anchor"):
+            optimizer.anchor_of(optimizer.param_groups[0]["params"][0])
 
 
 def test_a_state_dict_is_given_again_after_a_swap() -> None:

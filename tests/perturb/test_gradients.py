@@ -177,3 +177,17 @@ def test_noise_scales_with_what_it_is_relative_to_and_new_draws_are_new() -> Non
                 torch.testing.assert_close(seen[0][0][0], (p.detach() - before[0])[0] * 12.5**0.5, rtol=1e-4, atol=1e-5)
                 torch.testing.assert_close(seen[0][1], (q.detach() - before[1]) * 12.5**0.5, rtol=1e-4, atol=1e-5)
             (p.sum() + q.sum()).backward()
+
+
+def test_one_process_is_one_copy() -> None:
+    """Where there are no others, noise for each copy of the model is the noise of the model."""
+    nets = make(), make()
+    for net, per_rank in zip(nets, (False, True)):
+        nso = mo.NSO(torch.optim.SGD(net.named_parameters(), lr=0.1), sigma=0.1, per_rank=per_rank, model=net)
+        for t in range(2):
+            nso.zero_grad()
+            for pass_ in nso.passes():
+                with pass_:
+                    pass_.backward(loss_of(net, t))
+            nso.step()
+    assert all(torch.equal(p, q) for p, q in zip(nets[0].parameters(), nets[1].parameters()))

@@ -347,6 +347,20 @@ def swapped(folder: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+def without_a_model() -> str:
+    """What NSO says that was given no module, when its weights are shards by now."""
+    _, base = hosted("swapped", lambda model: mo.AdamW(groups(model), lr=0.01))
+    whole = build()
+    nso = mo.NSO(mo.AdamW(groups(whole), lr=0.01))
+    for group, now in zip(nso.param_groups, base.param_groups):
+        group["params"] = now["params"]
+    try:
+        nso.step(lambda: 0.0)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def on_two(folder: str) -> dict[str, Any]:
     """One start of the processes for what two of them show."""
-    return {"meanwhile": saved_meanwhile(folder), "swapped": swapped(folder)}
+    return {"meanwhile": saved_meanwhile(folder), "swapped": swapped(folder), "without a model": without_a_model()}

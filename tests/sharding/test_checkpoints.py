@@ -66,6 +66,11 @@ def test_a_checkpoint_that_is_written_during_a_pass_holds_the_true_weights() -> 
             assert all(result.values()), (name, result)
 
 
+def test_perturbing_needs_the_model_also_where_weights_are_sharded_later() -> None:
+    for found in on_two():
+        assert found["without a model"].startswith("NSO: model must be given where weights are sharded")
+
+
 def test_anchors_are_found_where_a_host_changes_the_parameters() -> None:
     """Parameters swapped for shards in the groups, or filled after they were sharded without values.
 

@@ -30,8 +30,9 @@ class Held:
     def __init__(self, part: Part, local: Callable[[Tensor], Tensor]) -> None:
         self._part, self._local = part, local
         self._sources: dict[str, Source] = {}
-        # By location too, and by store, because a user may change a group's options at any time.
-        self._keys: dict[tuple[str, Tensor], str] = {}
+        # By location too, and by store, because a user may change a group's options at any time. Keys by name, because
+        # parameters that a host replaces before the first step are not to be kept alive.
+        self._keys: dict[tuple[str, str], str] = {}
         self._values: dict[tuple[str, str, Tensor], Tensor] = {}
 
     def find(self, groups: Sequence[Mapping[str, Any]]) -> None:
@@ -77,7 +78,7 @@ class Held:
             )
         for name, p in members:
             check_shape(name, tuple(p.shape), tuple(source.shape(keys[name])), source.anchor)
-            self._keys[source.anchor, p] = keys[name]
+            self._keys[source.anchor, name] = keys[name]
 
     def verify(self, groups: Sequence[dict[str, Any]]) -> None:
         """Compare the files with the hashes in the groups, and fill those that are None.
@@ -101,12 +102,17 @@ class Held:
         where, store = str(kinds.location(group)), str(group["anchor_store"])
         new = [p for p in owners if (where, store, p) not in self._values]
         if new:
-            if any((where, p) not in self._keys for p in new):
+            names = {p: name for i, g in enumerate(groups) if kinds.location(g) == where for name, p in named(g, i)}
+            if any((where, names[p]) not in self._keys for p in new):
                 self.find(groups)
             self.verify(groups)
-            rounded = Rounding()
+            source, rounded = self._sources[where], Rounding()
+            known = {p for g in groups for p in g["params"]}
+            self._values = {key: value for key, value in self._values.items() if key[2] in known}
             for p in new:
-                self._values[where, store, p] = self._read(self._sources[where], p, group, rounded)
+                key = self._keys[where, names[p]]
+                check_shape(names[p], tuple(p.shape), tuple(source.shape(key)), where)
+                self._values[where, store, p] = self._read(source, key, p, group, rounded)
             rounded.announce()
         for p in owners:
             value, device = self._values[where, store, p], self._local(p).device
@@ -114,8 +120,8 @@ class Held:
                 self._values[where, store, p] = value.to(device)
         return [self._values[where, store, p] for p in owners]
 
-    def _read(self, source: Source, p: Tensor, group: Mapping[str, Any], rounded: Rounding) -> Tensor:
-        piece, value = self._local(p), source.read(self._keys[source.anchor, p], self._part(p))
+    def _read(self, source: Source, key: str, p: Tensor, group: Mapping[str, Any], rounded: Rounding) -> Tensor:
+        piece, value = self._local(p), source.read(key, self._part(p))
         store = group["anchor_store"]
         if store == "mmap":
             return value
