@@ -8,26 +8,11 @@ import pytest
 
 from tests.optim.table import BY_NAME
 from tests.sharding.processes import run
+from tests.sharding.sides import STAGES, collectives
 
 pytestmark = pytest.mark.sharding
 
 
-# What asks the network for sums: the scan for the mean of v, the projection's test, the contraction's radius.
-STAGES = {
-    "AdamW": "",
-    "Adam": "",
-    "SGD": "",
-    "SGDS": "",
-    "AdamP": "projection",
-    "SGDP": "projection",
-    "AdamS": "scan",
-    "Adai": "scan",
-    "AdaiS": "scan",
-    "AdamSPD": "contraction",
-    "SGDSPD": "contraction",
-    "Adam + projection + stable decay + SPD": "scan projection contraction",
-    "SGD + projection + decay to the anchor + SPD": "projection contraction",
-}
 SWITCHED_OFF = {
     "delta 0": "projection",
     "declared none": "projection",
@@ -39,7 +24,7 @@ SWITCHED_OFF = {
 
 def test_every_optimizer_follows_the_single_process() -> None:
     """The same step, and for each stage that depends on sums over processes one collective; never more than three."""
-    results = run("tests.sharding.workers:every_row", ranks=2, steps=25)
+    results = run("tests.sharding.workers:every_row", ranks=2, steps=12)
     assert results[0] == results[1]  # every rank saw the same full weights
     assert set(STAGES) == set(BY_NAME)
     for name, (error, calls, _) in results[0].items():
@@ -47,8 +32,7 @@ def test_every_optimizer_follows_the_single_process() -> None:
     for name, (error, calls, stated) in results[0].items():
         assert error <= 1e-10, name
         method, variant = name.split(", ", 1)
-        stages = set(STAGES[method].split()) - {SWITCHED_OFF.get(variant)}
-        assert calls == stated == len(stages) <= 3, name
+        assert calls == stated == collectives(STAGES[method], off=SWITCHED_OFF.get(variant, "")) <= 3, name
 
 
 def test_clipping_and_skipping_cost_one_collective() -> None:
@@ -58,7 +42,7 @@ def test_clipping_and_skipping_cost_one_collective() -> None:
     for name, (error, calls, said) in results[0].items():
         print(f"{name}: {error:.1e}, {calls} collectives")
         assert error <= 1e-10, name
-        assert calls == said == len(set(STAGES[name].split()) | {"scan"}) <= 3, name
+        assert calls == said == collectives(STAGES[name], clipped=True) <= 3, name
 
 
 def test_a_nan_on_one_process_stops_all_of_them() -> None:

@@ -21,7 +21,7 @@ from torch.distributed.tensor import Replicate, Shard
 
 import mooring as mo
 from tests.optim.table import BY_NAME, ROWS, OptimizerRow
-from tests.sharding.sides import Collectives, Place, draw, follow, full, spread
+from tests.sharding.sides import Collectives, Place, build_of, draw, follow, full, spread
 
 
 class Net(nn.Module):
@@ -170,14 +170,15 @@ def places() -> list[Place]:
 def mixed(steps: int) -> dict[str, tuple[float, list[str]]]:
     """Per row of the table: the largest relative error of a displacement, and what was dispatched on DTensors."""
     layout = places()
-    found = {row.name: follow(row, layout, steps) for row in ROWS}
+    found = {row.name: follow(build_of(row), layout, steps) for row in ROWS}
     return {name: (result.error, result.dispatched) for name, result in found.items()}
 
 
 def screened(steps: int) -> dict[str, tuple[float, list[str]]]:
     """The same with clipping, and with NaN on one process alone at every third step, which all have to skip."""
     layout = places()
-    found = {row.name: follow(row, layout, steps, poison=3, max_grad_norm=2.0, non_finite="skip") for row in ROWS}
+    options: dict[str, Any] = {"poison": 3, "max_grad_norm": 2.0, "non_finite": "skip"}
+    found = {row.name: follow(build_of(row), layout, steps, **options) for row in ROWS}
     return {name: (result.error, result.dispatched) for name, result in found.items()}
 
 

@@ -30,6 +30,7 @@ class Adai(SecondMoment):
     """
 
     scans = True
+    scans_first = True
     always_wide = frozenset({"beta1_prod"})  # 1 - q begins near 0, where bfloat16 would leave two digits of it
 
     @override

@@ -11,6 +11,7 @@ from mooring.kernels.eager import TensorList
 
 if TYPE_CHECKING:
     from mooring.step.batch import Batch
+    from mooring.step.shards import Request
 
 
 class Moments:
@@ -18,10 +19,13 @@ class Moments:
 
     Attributes:
         scans: whether a scan over all gradients must come before the update, for :meth:`stable_scale`.
+        scans_first: whether :meth:`update` itself reads what the scan found. Where it does not, the scan's sums may
+            travel with the first that the rules ask for.
         always_wide: state that is kept in the compute type also where moments are kept in bfloat16.
     """
 
     scans: bool = False
+    scans_first: bool = False
     always_wide: frozenset[str] = frozenset()
 
     def shared(self, group: Mapping[str, Any]) -> Hashable:
@@ -52,8 +56,12 @@ class Moments:
         """The coefficient of u before any rule, per tensor: the learning rate."""
         return batch.option("lr")
 
-    def scan(self, batches: list[Batch]) -> Tensor:
-        """Gather what :meth:`stable_scale` needs, before anything is written; 0-dim, complete over all shards."""
+    def scan(self, batches: list[Batch]) -> list[Request]:
+        """What has to be summed for :meth:`stable_scale`, one request per batch, before anything is written."""
+        raise TypeError(f"{type(self).__name__} has nothing to scan")
+
+    def scanned(self, batches: list[Batch], sums: list[Tensor]) -> tuple[Tensor, int]:
+        """From the sums, complete over all shards: a sum over the model, 0-dim float64, and what to divide it by."""
         raise TypeError(f"{type(self).__name__} has nothing to scan")
 
     def stable_scale(self, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from mooring.moments.base import Moments
 from mooring.step.scalars import moved
-from mooring.step.shards import all_sum, ordered_sum
+from mooring.step.shards import Request, all_sum, ordered_sum
 
 if TYPE_CHECKING:
     from mooring.step.batch import Batch
@@ -56,14 +56,17 @@ class SecondMoment(Moments):
             state.pop("exp_avg_sq_sum_step", None)
 
     @override
-    def scan(self, batches: list[Batch]) -> Tensor:
-        """The mean of v̂ over all elements of all batches, as it will be after this step; 0-dim float64.
+    def scan(self, batches: list[Batch]) -> list[Request]:
+        """Each tensor's sum of g^2, from which ``sum(v)`` follows by v's own recursion, so v is not read.
 
-        Without amsgrad, ``sum(v)`` follows v's own recursion from ``sum(g^2)``, so v is not read. The running maximum
-        has no such recursion, so with amsgrad the new maximum is formed here once more.
+        The running maximum has no such recursion, so with amsgrad the new maximum is formed here once more and summed.
         """
         self._recover_sums(batches)
-        sums = all_sum([self._new_sums(b) for b in batches])
+        return [self._new_sums(b) for b in batches]
+
+    @override
+    def scanned(self, batches: list[Batch], sums: list[Tensor]) -> tuple[Tensor, int]:
+        """The sum of v̂ over all elements of all batches, as it will be after this step, and how many they are."""
         means = []
         for batch, new in zip(batches, sums):
             _, beta2 = batch.group["betas"]
@@ -75,15 +78,13 @@ class SecondMoment(Moments):
                     [s["exp_avg_sq_sum_step"] for s in batch.states], [s["step"] for s in batch.states]
                 )
             means.append(new / moved(correction(beta2, batch.steps), new.device))
-        return ordered_sum(means, [b.positions for b in batches]) / max(
-            sum(n for b in batches for n in b.global_numels), 1
-        )
+        return ordered_sum(means, [b.positions for b in batches]), sum(n for b in batches for n in b.global_numels)
 
     def _keeps_maximum(self, batch: Batch) -> bool:
         """Whether v̂ is a running maximum. Moments that know no amsgrad may still meet the option in a group."""
         return "max_exp_avg_sq" in self.state_names(batch.group)
 
-    def _new_sums(self, batch: Batch) -> tuple[Tensor, tuple[Any, ...]]:
+    def _new_sums(self, batch: Batch) -> Request:
         """Each tensor's sum of g^2 (with amsgrad, of the new maximum), and where it has to be added up."""
         amsgrad = self._keeps_maximum(batch)
         if not amsgrad and batch.squares is not None and not any(rule.couples for rule in batch.rules):

@@ -29,9 +29,10 @@ from mooring.optim.given import (
 from mooring.optim.plan import Plan
 from mooring.optim.pretty import pipeline_text, stages
 from mooring.optim.recorded import Recorded
-from mooring.step.batch import compensated, state_dtype
-from mooring.step.gradients import screen
-from mooring.step.pipeline import take_step
+from mooring.step.batch import Batch, compensated, state_dtype
+from mooring.step.gradients import Screen, screen
+from mooring.step.pipeline import Scan, take_step
+from mooring.step.processes import Processes
 from mooring.step.record import Recorder
 from mooring.step.rule import Rule
 from mooring.step.scalars import host_value
@@ -71,6 +72,7 @@ class Optimizer(Anchored, Recorded):
         common: CommonOptions | None = None,
     ) -> None:
         of_groups, self._one_parameter = common_options.split_off_one_parameter(common or {})
+        self._processes = Processes(of_groups.pop("process_group", None))
         defaults = {**common_options.with_defaults(type(self).__name__, of_groups), **defaults}
         self._as_given = Given([])
         self._moments, self._rules = moments, tuple(rules)
@@ -160,7 +162,7 @@ class Optimizer(Anchored, Recorded):
 
     def _reads_model(self) -> str | None:
         """The first stage that reads the whole model; None where there is none, or one parameter is the model."""
-        if self._one_parameter:
+        if self._one_parameter or self._processes.several_stages:
             return None
         return next((s for group in self.param_groups if (s := reads_model(group, self._moments)) is not None), None)
 
@@ -203,15 +205,19 @@ class Optimizer(Anchored, Recorded):
             self._fill_state(plan)
             if not (fresh and self._is_dry_run(plan)):
                 self._take(plan)
+                return loss
+        if self._processes.several_stages:
+            self._attend()
         return loss
 
-    def _take(self, plan: Plan) -> None:
+    def _screen(self, batches: Sequence[Batch]) -> Screen:
         common_options.check_shared(self.param_groups)
         group = self.param_groups[0]
         found = screen(
-            plan.batches,
+            batches,
             group["max_grad_norm"],
             group["non_finite"] == "skip",
+            self._processes,
             getattr(self, "grad_scale", None),
             getattr(self, "found_inf", None),
         )
@@ -219,6 +225,15 @@ class Optimizer(Anchored, Recorded):
         if found.skip is not None:
             one = found.skip.to(torch.int64)
             self._skipped = one if self._skipped is None else self._skipped + one
+        return found
+
+    def _attend(self) -> None:
+        """Take part in the sums over the model on a stage that has nothing to add; the others wait for it."""
+        if not self._screen([]).skip_now and self._moments.scans:
+            Scan([], self._moments, self._processes).finish([])
+
+    def _take(self, plan: Plan) -> None:
+        found = self._screen(plan.batches)
         if found.skip_now:
             return
         self._capture_anchors(plan)
@@ -228,7 +243,17 @@ class Optimizer(Anchored, Recorded):
                 group["draws"] = group.get("draws", 0) + 1
         for batch in plan.batches:
             batch.begin(found.skip if found.undecided else None)
-        take_step(plan.batches, self._recorder)
+        take_step(plan.batches, self._moments, self._recorder, self._processes)
+
+    @property
+    def process_group(self) -> Any:
+        """The group given as ``process_group=``; None where there is none. A pickle does not hold it: set it again."""
+        return self._processes.group
+
+    @process_group.setter
+    def process_group(self, group: Any) -> None:
+        self._processes = Processes(group)
+        self._plan = None
 
     @property
     def skipped_steps(self) -> int:
@@ -264,6 +289,7 @@ class Optimizer(Anchored, Recorded):
             if (stage := self._reads_model()) is not None:
                 refuse_inside_backward(type(self).__name__, stage)
             self._plan = Plan(signature, self.param_groups, self._moments, self._rules)
+            self._processes.know([p for group in self.param_groups for p in group["params"]])
         return self._plan
 
     def _fill_state(self, plan: Plan) -> None:
@@ -310,10 +336,11 @@ class Optimizer(Anchored, Recorded):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_moments": self._moments, "_rules": self._rules, "_one_parameter": self._one_parameter}
-        return {**super().__getstate__(), **own}
+        return {**super().__getstate__(), **own, "_processes": self._processes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.__dict__.setdefault("_processes", Processes())
         self.__dict__.setdefault("_recorder", Recorder())  # torch comes here when it loads a checkpoint, too
         if "_as_given" not in self.__dict__:
             self._as_given = Given(self.param_groups)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 NON_FINITE = ("propagate", "skip")
 ROUNDINGS = ("nearest", "stochastic", "kahan")
@@ -36,6 +39,10 @@ class CommonOptions(TypedDict, total=False):
         one_parameter: say that the one parameter given is the whole model. Without it (default False) whatever reads
             the whole model, a mean or a norm over all parameters, is refused for an optimizer of one parameter,
             because hosts that step inside the backward pass make one for each. No group option.
+        process_group: where a pipeline puts other parameters of the model on other processes, the group of one process
+            of each stage: ``mesh["pp"].get_group()``. What is one number for the model, the norm and the skipping above
+            and the mean that stable decay and Adai read, is then that of all stages. Every process of the group must
+            step alike. Default None. An argument of the constructor, not a group option: it is in no checkpoint.
     """
 
     max_grad_norm: float | None
@@ -43,6 +50,7 @@ class CommonOptions(TypedDict, total=False):
     rounding: Literal["nearest", "stochastic", "kahan"]
     state_dtype: Literal["float32", "bfloat16"]
     one_parameter: bool
+    process_group: ProcessGroup | None
 
 
 DEFAULTS: dict[str, Any] = {
@@ -68,10 +76,8 @@ def with_defaults(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     for key in given:
         if key not in DEFAULTS:
-            raise TypeError(
-                f"{name}() got an unexpected keyword argument {key!r}; it also takes "
-                f"{', '.join([*DEFAULTS, 'one_parameter'])}"
-            )
+            known = ", ".join([*DEFAULTS, "one_parameter", "process_group"])
+            raise TypeError(f"{name}() got an unexpected keyword argument {key!r}; it also takes {known}")
     return {**DEFAULTS, **given}
 
 

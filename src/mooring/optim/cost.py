@@ -44,7 +44,8 @@ class Cost:
             the options ask for; None where only the wrapped optimizer knows, before its first step.
         sweeps: the runs over memory, in order. They are the least that the recipe's stages allow; temporaries of a
             backend are not in them, nor is what a wrapped optimizer reads and writes itself.
-        collectives: the most reductions over processes that one step takes where the parameters are sharded by rows.
+        collectives: the most reductions over processes that one step takes where the parameters are sharded by rows,
+            those over the stages of a pipeline included.
         gradients: gradient evaluations per step.
     """
 
@@ -97,20 +98,25 @@ def cost(optimizer: Optimizer) -> list[Cost]:
     """
     if not hasattr(optimizer, "_moments"):
         raise TypeError(f"cost knows mooring's optimizers and wrap(...), got {type(optimizer).__name__}")
-    return [group_cost(g, optimizer.state, optimizer._moments, optimizer._rules) for g in optimizer.param_groups]
+    moments, rules, piped = optimizer._moments, optimizer._rules, optimizer.process_group is not None
+    return [group_cost(g, optimizer.state, moments, rules, piped) for g in optimizer.param_groups]
 
 
 def group_cost(
-    group: Mapping[str, Any], states: Mapping[Tensor, Mapping[str, Any]], moments: Moments, rules: Sequence[Rule]
+    group: Mapping[str, Any],
+    states: Mapping[Tensor, Mapping[str, Any]],
+    moments: Moments,
+    rules: Sequence[Rule],
+    several_stages: bool = False,
 ) -> Cost:
-    """The same for one group and the states of all parameters."""
+    """The same for one group and the states of all parameters, which may be one stage of several."""
     active = [rule for rule in rules if rule.active(group)]
     measured = any(states.get(p) for p in group["params"])
     anchored = any(rule.needs_anchor for rule in rules)
     return Cost(
         _measured_bytes(group, states, anchored) if measured else _asked_bytes(group, moments, anchored),
         tuple(_sweeps(group, moments, active)),
-        _collectives(group, moments, active),
+        _collectives(group, moments, active) + several_stages * (int(screens(group)) + int(moments.scans)),
     )
 
 
@@ -201,4 +207,8 @@ def _collectives(group: Mapping[str, Any], moments: Moments, rules: Sequence[Rul
     by_rows = any(rule.scope == "row" for rule in rules)
     split_rows = by_rows and group.get("row_dim", 0) != 0  # shards hold whole rows of dimension 0 alone
     stages = {sweep.stage for sweep in _sweeps(group, moments, rules)} & {"clip", "scan"}
-    return len(stages) + int(split_rows) + sum(rule.adds_up(group) for rule in rules)
+    asking = [rule.adds_up(group) for rule in rules]
+    decays = [rule.needs_stable_scale for rule in rules]
+    if not moments.scans_first and any(asking[: decays.index(True) if any(decays) else len(decays)]):
+        stages -= {"scan"}  # its sums travel with the first of a rule
+    return len(stages) + int(split_rows) + sum(asking)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,7 @@ def _twin(optimizer: Optimizer) -> Optimizer:
     """The same recipe and groups on parameters without values or state, about to take a step that moves them."""
     groups = [_without_values(group) for group in optimizer.param_groups]
     state = optimizer.__getstate__()
+    state["_processes"] = copy.deepcopy(state["_processes"])  # what they agree on is theirs
     if isinstance(optimizer, Around):  # what it wraps may be anything, and only the rules' part is asked for
         base = torch.optim.SGD([p for group in groups for p in group["params"]], foreach=False)
         base.defaults.update({**optimizer.defaults, "foreach": False, "momentum": 0, "nesterov": False, "lr": 1.0})

@@ -103,7 +103,13 @@ class Wrapped(Around, Optimizer):  # type: ignore[override]
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        return {"base": self.base, "_moments": self._moments, "_rules": self._rules, "_given": self._given}
+        return {
+            "base": self.base,
+            "_moments": self._moments,
+            "_rules": self._rules,
+            "_given": self._given,
+            "_processes": self._processes,
+        }
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -149,7 +155,7 @@ class Wrapped(Around, Optimizer):  # type: ignore[override]
                     self._unanchored.add(p)
             for batch in plan.batches:
                 batch.states = [self.state[p] for p in batch.owners]
-            take_step(plan.batches, self._recorder)
+            take_step(plan.batches, self._moments, self._recorder, self._processes)
         finally:
             for batch in plan.batches:
                 batch.before = None

@@ -100,7 +100,9 @@ class Batch:
         self._options: dict[str, tuple[list[Any], Tensor]] = {}
         # Where another optimizer has already moved the weights: what they were, in the compute type.
         self.before: list[Tensor] | None = None
+        # What the scan found over the model, and whether this step has to wait for it.
         self.scanned: Tensor | None = None
+        self.awaits_scan = False
         # What the look over all gradients found: their factor, and each tensor's sum of squares before it.
         self.factor: Tensor | None = None
         self.squares: Tensor | None = None
@@ -120,7 +122,7 @@ class Batch:
             skip: on the device, whether :meth:`end` is to undo the step. Step counts then live there too.
         """
         self.look_up()
-        self._wide, self._guard = {}, None  # a step that raised may have left some
+        self._wide, self._guard, self.awaits_scan = {}, None, False  # a step that raised may have left some
         if skip is not None:
             self._count_on_device()
             self._guard = Guard(skip.to(self.device, non_blocking=True))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mooring.step.batch import Batch
-from mooring.step.shards import all_sum, ordered_sum
+from mooring.step.processes import Processes
+from mooring.step.shards import ordered_sum
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def screen(
     batches: Sequence[Batch],
     max_norm: float | None,
     skip_non_finite: bool,
+    processes: Processes,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> Screen:
@@ -48,30 +50,37 @@ def screen(
 
     ``norm = |g| / grad_scale`` over all tensors; the factor is ``min(1, max_norm / (norm + 1e-6)) / grad_scale``. The
     sum of squares per tensor stays with the batches for whoever needs it next. Costs one pass over the gradients and,
-    where they are sharded, one collective; nothing where neither a norm nor a scale is asked for.
+    where they are sharded, one collective, and one over the stages of a pipeline; nothing where neither a norm nor a
+    scale is asked for.
 
     Args:
         batches: all batches of the step.
         max_norm: where to clip, or None.
         skip_non_finite: skip the step where the norm is not finite.
+        processes: those that hold the rest of the model.
         grad_scale: what the loss was multiplied by (a GradScaler's scale), or None for 1.
         found_inf: a GradScaler's finding; above 0 the step is skipped.
     """
     for batch in batches:
         batch.factor = batch.squares = None
-    if not batches:
+    if not batches and not processes.several_stages:
         return Screen()
-    device = batches[0].device
+    device = batches[0].device if batches else processes.home
     factor = None if grad_scale is None else _scalar(grad_scale, device).reciprocal()
     skip = None if found_inf is None else _scalar(found_inf, device) > 0
     norm = None
     # A scaler looks at this process's shards; whether to step has to be decided by all of them alike.
-    shared = found_inf is not None and any(b.shard_axes for b in batches)
+    shared = found_inf is not None and (processes.several_stages or any(b.shard_axes for b in batches))
     if max_norm is not None or skip_non_finite or shared:
-        sums = all_sum([(b.sums_of_squares(b.gradients()), b.shard_axes) for b in batches])
+        sums = processes.all_sum([(b.sums_of_squares(b.gradients()), b.shard_axes) for b in batches])
         for batch, squares in zip(batches, sums):
             batch.squares = squares
-        norm = ordered_sum(sums, [b.positions for b in batches]).sqrt()
+        here = (
+            ordered_sum(sums, [b.positions for b in batches])
+            if sums
+            else torch.zeros((), dtype=torch.float64, device=device)
+        )
+        norm = processes.over_model(here.reshape(1))[0].sqrt()
         if factor is not None:
             norm = norm * factor
         if skip_non_finite or shared:

@@ -23,6 +23,10 @@ class WithinRows(tuple[Axis, ...]):
     __slots__ = ()
 
 
+Request = tuple[Tensor, tuple[Axis, ...]]
+"""What is to be summed, and the mesh dimensions along which other processes hold the rest."""
+
+
 @dataclass(frozen=True)
 class Sharding:
     """How one parameter is split.
@@ -117,14 +121,13 @@ def sharding(p: Tensor, row_dim: int) -> Sharding:
     return Sharding(tuple(rows), WithinRows(within))
 
 
-def all_sum(requests: list[tuple[Tensor, tuple[Axis, ...]]]) -> list[Tensor]:
+def all_sum(requests: list[Request]) -> list[Tensor]:
     """Add tensors of one type over the processes that hold different elements: one flattened collective for each mesh.
 
     Where the tensors of a mesh are split along different dimensions of it, the collective runs over all of these
     dimensions, and of processes that hold copies of a tensor the first one adds: so one is enough, and copies get the
     same bits. Sums of rows that are split have collectives of their own, because other processes hold other numbers
-    of rows. Meshes are not joined with one another, not even one with a slice of it: along the rest of the larger mesh
-    the slices may hold different tensors, as experts do.
+    of rows. Meshes are not joined with one another: :class:`mooring.step.processes.Processes` does that.
 
     Args:
         requests: (tensor, mesh dimensions) pairs; without dimensions the tensor is its own sum. Every process along
@@ -134,23 +137,69 @@ def all_sum(requests: list[tuple[Tensor, tuple[Axis, ...]]]) -> list[Tensor]:
     Returns:
         The sums, in the order of the requests.
     """
-    results: list[Tensor] = [tensor for tensor, _ in requests]
+    flats = flatten(requests)
+    for flat in flats:
+        add_up(flat.values, flat.mesh, flat.dims)
+    return unflatten(requests, flats)
+
+
+@dataclass
+class Flat:
+    """The sums of one mesh as one vector.
+
+    Attributes:
+        mesh: the mesh.
+        dims: the dimensions of it over which they are to be added, in order.
+        by_rows: whether they are sums of split rows, whose number may differ along the mesh's other dimensions.
+        members: which requests are in it.
+        values: what this process adds; later the sums.
+    """
+
+    mesh: Any
+    dims: tuple[int, ...]
+    by_rows: bool
+    members: list[int]
+    values: Tensor
+
+
+def flatten(requests: list[Request]) -> list[Flat]:
+    """The requests that need a collective, by the collective that they need."""
     together: dict[tuple[Any, tuple[Axis, ...] | None], list[int]] = {}
     for i, (_, axes) in enumerate(requests):
         if axes:
             together.setdefault((axes[0][0], axes if isinstance(axes, WithinRows) else None), []).append(i)
-    for (mesh, _), members in together.items():
+    flats = []
+    for (mesh, rows), members in together.items():
         split = [{dim for _, dim in requests[i][1]} for i in members]
         dims = tuple(sorted(set().union(*split)))
         here = mesh.get_coordinate()
         adds = [all(here[dim] == 0 for dim in dims if dim not in own) for own in split]
         parts = [requests[i][0].reshape(-1) for i in members]
-        flat = torch.cat([part if add else torch.zeros_like(part) for part, add in zip(parts, adds)])
-        dist.all_reduce(flat, group=_group(mesh, dims))
-        pieces = torch.split(flat, [requests[i][0].numel() for i in members])
-        for i, piece in zip(members, pieces):
+        values = torch.cat([part if add else torch.zeros_like(part) for part, add in zip(parts, adds)])
+        flats.append(Flat(mesh, dims, rows is not None, members, values))
+    return flats
+
+
+def unflatten(requests: list[Request], flats: Sequence[Flat]) -> list[Tensor]:
+    """The sums, in the order of the requests."""
+    results: list[Tensor] = [tensor for tensor, _ in requests]
+    for flat in flats:
+        pieces = torch.split(flat.values, [requests[i][0].numel() for i in flat.members])
+        for i, piece in zip(flat.members, pieces):
             results[i] = piece.view(requests[i][0].shape)
     return results
+
+
+def add_up(values: Tensor, mesh: Any, dims: tuple[int, ...], op: Any = None) -> None:
+    """One collective along some dimensions of a mesh together, in place."""
+    dist.all_reduce(values, op=dist.ReduceOp.SUM if op is None else op, group=_group(mesh, dims))
+
+
+def plane(mesh: Any, dims: tuple[int, ...]) -> tuple[int, ...]:
+    """The ranks of this process's plane along some dimensions of a mesh, in order."""
+    here = mesh.get_coordinate()
+    at = tuple(slice(None) if dim in dims else here[dim] for dim in range(mesh.ndim))
+    return tuple(sorted(mesh.mesh[at].flatten().tolist()))
 
 
 _GROUPS: dict[tuple[Any, tuple[int, ...]], Any] = {}
@@ -160,9 +209,7 @@ def _group(mesh: Any, dims: tuple[int, ...]) -> Any:
     """The process group of this process along some dimensions of a mesh together; made once, by its members alone."""
     if len(dims) == 1:
         return mesh.get_group(dims[0])
-    here = mesh.get_coordinate()
-    plane = mesh.mesh[tuple(slice(None) if dim in dims else here[dim] for dim in range(mesh.ndim))]
-    ranks = tuple(sorted(plane.flatten().tolist()))
+    ranks = plane(mesh, dims)
     if len(ranks) == dist.get_world_size():
         return dist.group.WORLD
     key = (dist.group.WORLD, ranks)
