@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import time
 import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mooring.finetune.team import Team
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_FIRST_SAYS = 10.0  # seconds in which the first process has ended, if it found the same fault
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,27 @@ def _run_one_of_several(command: Command) -> None:
             team.leave()
     except (ConfigError, SpecError) as error:
         code = BAD_INPUT
-        if processes_started()[0] == 0:
-            print(f"mooring: {error}", file=sys.stderr)
+        _refuse(str(error), processes_started()[0])
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception:
         traceback.print_exc()
     # gloo's threads may outlive the interpreter, and would abort a process that has done its work.
     leave_at_once(code)
+
+
+def _refuse(message: str, rank: int) -> None:
+    """Say what is wrong, once where it is wrong in every process.
+
+    The first one says it. When a process ends torchrun ends the others, so these wait to be ended; where that does not
+    come, the fault is this process's own.
+    """
+    try:
+        if rank > 0:
+            time.sleep(_FIRST_SAYS)
+        print(f"mooring{f', process {rank}' if rank else ''}: {message}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        pass
 
 
 class _Training:
