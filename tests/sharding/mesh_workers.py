@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +27,14 @@ from tests.sharding.sides import (
     Margins,
     Place,
     build_of,
+    draw,
     follow,
     full,
     here,
     part_of,
     spread,
 )
+from tests.sharding.traffic_workers import Counted
 
 
 def layouts() -> dict[str, list[Place]]:
@@ -121,6 +124,47 @@ def with_experts(steps: int) -> dict[str, Any]:
     return found
 
 
+def accounts() -> dict[str, bool]:
+    """Whether what an optimizer says that it sends is what its second step sends, slots included."""
+    found = {}
+    for method in STAGES:
+        layout = layouts()["slices of a mesh"]
+        params = [nn.Parameter(spread(x, place)) for x, place in zip(draw(layout, 0), layout)]
+        optimizer = BUILDERS[method](params)
+        said = [c.bytes for c in mo.communication(optimizer)]
+        for seed in (1, 2):
+            for p, x, place in zip(params, draw(layout, seed), layout):
+                p.grad = spread(x, place)
+            with Counted() as counted:
+                optimizer.step()
+        found[method] = said == counted == [c.bytes for c in mo.communication(optimizer)]
+    return found
+
+
+def added_later() -> tuple[float, int]:
+    """Weights on a slice that were not there when its slot was agreed on: error, and the collectives of a step."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    layout: list[Place] = [((5, 6), mesh, [Shard(0), Shard(0)]), ((5, 4), mesh["dp"], [Shard(0)])]
+    whole = [nn.Parameter(x) for x in draw(layout, 0)]
+    split = [nn.Parameter(spread(x, place)) for x, place in zip(draw(layout, 0), layout)]
+    optimizers = [mo.AdamP(params[:1], delta=0.5) for params in (whole, split)]
+    for seed in (1, 2, 3):
+        if seed == 2:
+            for optimizer, params in zip(optimizers, (whole, split)):
+                optimizer.add_param_group({"params": params[1:]})
+        for p, q, x, place in zip(whole, split, draw(layout, seed), layout):
+            p.grad, q.grad = x, spread(x, place)
+        optimizers[0].step()
+        with Collectives() as counted:
+            optimizers[1].step()
+    start = draw(layout, 0)
+    errors = [
+        float((here(q.detach()) - part_of(p.detach(), place)).norm() / (p.detach() - x).norm())
+        for p, q, x, place in zip(whole, split, start, layout)
+    ]
+    return max(errors), counted.count
+
+
 def ddp(steps: int) -> dict[str, Any]:
     """Every optimizer on a model in DistributedDataParallel, each process with its own rows of the batch.
 
@@ -198,43 +242,43 @@ def policies(steps: int) -> dict[str, Any]:
     return found
 
 
+PERTURBED: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "NSO": lambda base: mo.NSO(base, sigma=0.05, k=2, model=nn.Module()),
+    "SAM": lambda base: mo.SAM(base, rho=0.1, model=nn.Module()),
+    "ASAM": lambda base: mo.ASAM(base, rho=0.1, model=nn.Module()),
+    "RSAM": lambda base: mo.RSAM(base, rho=0.1, sigma=0.05, model=nn.Module()),
+}
+
+
+def climbed(method: str, layout: list[Place], steps: int, mine: Sequence[int], **options: Any) -> float:
+    """A perturbed step's displacement against one process: f(w) = sum of (w^4 / 4 - c w)."""
+    start, targets = draw(layout, 1), draw(layout, 2)
+    ends: list[dict[int, torch.Tensor]] = []
+    for held, given in ((range(len(layout)), {}), (mine, options)):
+        places = layout if held is mine else [(shape, None, []) for shape, _, _ in layout]
+        params = {i: nn.Parameter(spread(start[i], places[i])) for i in held}
+        named = [(f"w{i}", p) for i, p in params.items()]
+        optimizer = PERTURBED[method](mo.AdamW(named, lr=0.01, **given))
+        for _ in range(steps):
+            optimizer.zero_grad()
+            for pass_ in optimizer.passes():
+                with pass_, torch.no_grad():
+                    for i, p in params.items():
+                        g = like_shard(here(p.detach()) ** 3 - part_of(targets[i], places[i]), p)
+                        p.grad = g if p.grad is None else p.grad + g
+            optimizer.step()
+        ends.append({i: p.detach() for i, p in params.items()})
+    one, ours = ends
+    return max(float((here(ours[i]) - part_of(one[i], layout[i])).norm() / (one[i] - start[i]).norm()) for i in mine)
+
+
 def perturbed(steps: int) -> dict[str, float]:
-    """NSO's and SAM's displacement on every layout against one process: f(w) = sum of (w^4 / 4 - c w)."""
-    makers = {
-        "NSO": lambda base: mo.NSO(base, sigma=0.05, k=2, model=nn.Module()),
-        "SAM": lambda base: mo.SAM(base, rho=0.1, model=nn.Module()),
-        "ASAM": lambda base: mo.ASAM(base, rho=0.1, model=nn.Module()),
+    """NSO and SAM's family on every layout."""
+    return {
+        f"{name}: {method}": climbed(method, layout, steps, list(range(len(layout))))
+        for name, layout in layouts().items()
+        for method in PERTURBED
     }
-    found = {}
-    for name, layout in layouts().items():
-        for method, make in makers.items():
-            generator = torch.Generator().manual_seed(1)
-            start = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape, _, _ in layout]
-            c = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape, _, _ in layout]
-            ends = []
-            for sharded in (False, True):
-                params = [nn.Parameter(spread(x, pl) if sharded else x.clone()) for x, pl in zip(start, layout)]
-                named = [(f"w{i}", p) for i, p in enumerate(params)]
-                optimizer = make(mo.AdamW(named, lr=0.01))
-                for _ in range(steps):
-                    optimizer.zero_grad()
-                    for pass_ in optimizer.passes():
-                        with pass_, torch.no_grad():
-                            for p, target, place in zip(params, c, layout):
-                                if sharded:
-                                    own = here(p.detach())
-                                    g = own**3 - part_of(target, place)
-                                    whole = like_shard(g, p)
-                                else:
-                                    whole = p.detach() ** 3 - target
-                                p.grad = whole if p.grad is None else p.grad + whole
-                    optimizer.step()
-                ends.append([p.detach() for p in params])
-            found[f"{name}: {method}"] = max(
-                float((here(q) - part_of(p, place)).norm() / (p - x).norm())
-                for p, q, x, place in zip(*ends, start, layout)
-            )
-    return found
 
 
 def pieces() -> bool:
@@ -343,6 +387,8 @@ def pipeline(steps: int) -> dict[str, Any]:
         for method in STAGES:
             result = follow(BUILDERS[method], layout, steps, mine=mine, process_group=group, **options)
             found[f"{name}: {method}"] = result.error, result.collectives
+    for method in PERTURBED:
+        found[f"perturbed: {method}"] = climbed(method, layout, steps, mine, process_group=group)
     found["alone"] = follow(BUILDERS["AdamS"], layout, steps, mine=mine).error  # without the group, another mean
     return found | copies_of(group)
 
@@ -385,6 +431,8 @@ def everything() -> dict[str, Any]:
         "bfloat16": stepped(3, "bfloat16", ["FSDP", "HSDP", "TP", "FSDP and TP on the same rows"]),
         "clipped": clipped(4),
         "experts": with_experts(5),
+        "accounts": accounts(),
+        "added later": added_later(),
         "DDP": ddp(4),
         "policies": policies(2),
         "trained": trained(5),

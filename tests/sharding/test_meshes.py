@@ -83,6 +83,17 @@ def test_slices_of_a_mesh_may_hold_different_weights(four: Found) -> None:
         assert first == count + (count > 0), name
 
 
+def test_what_an_optimizer_says_that_it_sends_has_the_slots_in_it(four: Found) -> None:
+    for name, right in results(four, "accounts"):
+        assert right, name
+
+
+def test_weights_added_after_slots_were_agreed_on_go_by_themselves(four: Found) -> None:
+    for found in four:
+        error, count = found["added later"]
+        assert error <= SAME and count == 2
+
+
 def test_ddp_takes_the_step_of_one_process_to_the_bit(four: Found) -> None:
     for name, (same, error, moved, margin) in results(four, "DDP"):
         print(f"{name}: gradients {error:.1e}, margin {margin:.1e}")
@@ -135,6 +146,8 @@ def test_stages_of_a_pipeline_share_what_is_one_number_for_the_model(four: Found
                 over_stages = ("scan" in STAGES[name]) + (way == "clipped")
                 assert error <= SAME, (way, name)
                 assert count == collectives(STAGES[name], clipped=way == "clipped") + over_stages, (way, name)
+        for name in ("NSO", "SAM", "ASAM", "RSAM"):
+            assert pipeline[f"perturbed: {name}"] <= SAME, name
         assert pipeline["alone"] > 1e6 * SAME
 
 

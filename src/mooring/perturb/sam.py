@@ -18,6 +18,7 @@ from mooring.kernels.eager import row_sums
 from mooring.perturb.frame import Perturbed, Stage, check_size
 from mooring.perturb.noise import draw, filter_norms
 from mooring.perturb.weights import Member
+from mooring.step.processes import Processes
 from mooring.step.shards import all_sum, ordered_sum, sharding
 
 _FLOOR = 1e-12
@@ -92,7 +93,7 @@ class Ascent(Perturbed):
         return None if g is None else g.to(wide.dtype)
 
     def _total_norm(self) -> Tensor:
-        """The norm of the direction over all tensors, 0-dim float64, the same on every process that shards them."""
+        """The norm of the direction over all tensors, 0-dim float64, the same on every process that holds any."""
         parts, axes, positions = [], [], []
         for i, (member, saved) in enumerate(zip(self._weights.members, self._weights.saved)):
             g = self._gradient(member, saved)
@@ -101,9 +102,15 @@ class Ascent(Perturbed):
                 parts.append(row_sums((x * x).reshape(1, -1)))
                 axes.append(sharding(member.p, 0).axes if self._config["norm"] == "global" else ())
                 positions.append([i])
-        if not parts:
-            return torch.zeros((), dtype=torch.float64)
-        return ordered_sum(all_sum(list(zip(parts, axes))), positions).sqrt()
+        return self._over_model(all_sum(list(zip(parts, axes))), positions).sqrt()
+
+    def _over_model(self, squares: list[Tensor], positions: list[list[int]]) -> Tensor:
+        """Add squares of all tensors, complete over their shards, over the stages of the base's pipeline too."""
+        nothing = torch.zeros((), dtype=torch.float64, device=self._weights.members[0].p.device)
+        total = ordered_sum(squares, positions) if squares else nothing
+        if self._config["norm"] == "local":
+            return total
+        return Processes(getattr(self.base, "process_group", None)).over_model(total.reshape(1))[0]
 
     @override
     def _describe(self) -> str:
@@ -330,11 +337,10 @@ class RSAM(Ascent):
                 squares.append(torch.cat([row_sums((x * x).reshape(1, -1)) for x in (g, u)]))
                 axes.append(sharding(member.p, 0).axes if self._config["norm"] == "global" else ())
                 positions.append([i])
-        if not squares:
-            return torch.zeros((), dtype=torch.float64)
-        scale = 1.0 if self._scaler is None else self._scaler.scale(torch.ones((), device=squares[0].device)).double()
+        home = self._weights.members[0].p.device
+        scale = 1.0 if self._scaler is None else self._scaler.scale(torch.ones((), device=home)).double()
         norms = [s.sqrt() for s in all_sum(list(zip(squares, axes)))]
-        return ordered_sum([(g + u * scale).square().reshape(1) for g, u in norms], positions).sqrt()
+        return self._over_model([(g + u * scale).square().reshape(1) for g, u in norms], positions).sqrt()
 
 
 def _named(group: dict[str, Any]) -> bool:
