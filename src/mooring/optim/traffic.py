@@ -42,7 +42,8 @@ def communication(optimizer: Optimizer) -> list[Collective]:
     They follow from the recipe, the shapes and the placements: a twin of the optimizer with the same groups takes its
     step on tensors without values, as split as the parameters are, and what it would send is noted instead. So it is
     the step's own account, and an empty list where nothing is sharded or the recipe is pointwise. All parameters that
-    require gradients count as having one. A step that telemetry records sends one more.
+    require gradients count as having one. A step that telemetry records sends one more. Where sums of slices of a mesh
+    travel with those of the mesh, the room for them is what this process needs; what others need it cannot know.
 
     Args:
         optimizer: one of this package, or what :func:`mooring.wrap` returned; then without what the wrapped one sends.
