@@ -145,7 +145,7 @@ class Run:
         return [full(p.detach()).clone() for p in [*self.model.parameters(), *self.model.buffers()]]
 
 
-# What differs in how its state is kept; on more than two processes these stand for all.
+# What differs in how its state is kept; on more than two processes, and on as many as saved, these stand for all.
 FEW = (
     "AdamP",
     "Adam + projection + stable decay + SPD",
@@ -187,7 +187,7 @@ def continued(folder: str, save: str | None, load: list[str], few: bool = False)
         straight[name] = run.weights()
     found: dict[str, Any] = {"dry": dry}
     for checkpoint in load:
-        others = {name: Run(case, elsewhere=True) for name, case in every.items()}
+        others = {name: Run(case, elsewhere=True) for name, case in every.items() if name in FEW or checkpoint != save}
         states = {name: run.state() for name, run in others.items()}
         dcp.load(states, checkpoint_id=str(Path(folder, checkpoint)))
         for name, run in others.items():
