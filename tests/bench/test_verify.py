@@ -33,6 +33,12 @@ def test_every_row_takes_the_step_of_its_reference(method: Method) -> None:
     assert found.tensors == len(SHAPES)
 
 
+@pytest.mark.parametrize("method", HERE, ids=lambda m: m.id)
+def test_one_matrix_is_a_whole_model(method: Method) -> None:
+    """`--shapes 1x64x64`: what reads the whole model is refused for one parameter elsewhere."""
+    method.make([("w", torch.nn.Parameter(torch.ones(2, 2)))], 1e-3)
+
+
 def _scaled(factor: float) -> Callable[..., Any]:
     return lambda params, lr: mo.AdamW(list(params), lr=factor * lr, weight_decay=1e-2)
 

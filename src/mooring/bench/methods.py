@@ -80,7 +80,8 @@ def _ours(cls: str, **options: Any) -> Callable[[Named, float], torch.optim.Opti
     def make(params: Named, lr: float) -> torch.optim.Optimizer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            made: torch.optim.Optimizer = getattr(mo, cls)(list(params), lr=lr, **options)
+            # What is timed is a whole model, also where it is one matrix.
+            made: torch.optim.Optimizer = getattr(mo, cls)(list(params), lr=lr, one_parameter=True, **options)
         return made
 
     return make
@@ -92,7 +93,7 @@ def _lamb(params: Named, lr: float) -> torch.optim.Optimizer:
 
 def _composed(params: Named, lr: float) -> torch.optim.Optimizer:
     rules = [mo.RadialProjection(), mo.StableDecay(1e-4, toward="anchor"), mo.TrustRatio(), mo.SelectiveProjection(1.0)]
-    return mo.Adam(list(params), lr=lr, rules=rules)
+    return mo.Adam(list(params), lr=lr, rules=rules, one_parameter=True)
 
 
 def _theirs(package: str, cls: str, **options: Any) -> Callable[[Named, float], torch.optim.Optimizer]:
