@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+from mooring.cli.training import Bar, Lines
 from mooring.finetune.checkpoints import find_checkpoints
 from mooring.finetune.spec import TrialSpec
 
@@ -196,6 +199,30 @@ def test_the_state_of_any_optimizer_is_kept(mooring: Mooring) -> None:
     code, _, err = mooring(*arguments[:-2], "--output-dir", "run")
     assert code == 0 and "Continuing" in err
     assert same_bits("run", "straight")
+
+
+def test_a_terminal_shows_a_bar_and_a_log_lines() -> None:
+    events: list[dict[str, Any]] = [
+        {"event": "pretrain", "start": 0, "step": 1, "steps": 7},
+        {"event": "message", "text": "said"},
+        {"event": "eval", "step": 0, "steps": 20, "id/accuracy": 0.5, "id/nll": 1.25},
+        {"event": "step", "step": 3, "steps": 20, "loss": 0.125},
+        {"event": "checkpoint", "step": 4, "steps": 20},
+    ]
+    shown = {}
+    for view in (Bar, Lines):
+        console = Console(file=io.StringIO(), force_terminal=view is Bar, width=100)
+        with view(console) as listening:
+            for event in events:
+                listening(event)
+        assert isinstance(console.file, io.StringIO)
+        shown[view] = console.file.getvalue()
+    assert "training" in shown[Bar] and "4/20" in shown[Bar] and "ID 50.0  NLL 1.2500" in shown[Bar]
+    assert "said" in shown[Bar] and "said" in shown[Lines]
+    assert [line.rpartition("  ")[0] for line in shown[Lines].splitlines()][-2:] == [
+        "step 0 of 20  ID 50.0  NLL 1.2500",
+        "step 4 of 20  checkpoint written",
+    ]
 
 
 # --- Several processes -------------------------------------------------------------------------------------------

@@ -160,6 +160,11 @@ class _Training:
             every = max(1, self.spec.train.steps // 10) if every is None else every
             checkpoints = Checkpoints(self.folder.path, every, self.command.keep)
             with self.view:
+                on = f" on {self.team.size} processes" if self.team.size > 1 else ""
+                steps = self.spec.train.steps
+                self.view.say(
+                    f"{self.spec.method.label} seed {self.spec.seed}: {self.spec.task.name}, {steps} steps{on}."
+                )
                 for warning in warnings:
                     self.view.say(warning)
                 code = self._train(checkpoints)

@@ -177,7 +177,8 @@ def join(device: str, timeout: float) -> Team:
         timeout: Seconds after which a process that does not answer is taken for lost.
 
     Raises:
-        SpecError: The device is one of several on a machine, or there is none for this process.
+        SpecError: The device is one of several on a machine, or there is none for this process, or the others cannot
+            be found.
     """
     rank, size = processes_started()
     if size == 1:
@@ -191,7 +192,12 @@ def join(device: str, timeout: float) -> Team:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.rendezvous import rendezvous
 
-    store, rank, size = next(iter(rendezvous("env://", rank, size, timeout=wait)))
+    try:
+        store, rank, size = next(iter(rendezvous("env://", rank, size, timeout=wait)))
+    except (ValueError, dist.DistError) as error:
+        raise SpecError(
+            f"process {rank} of {size} (RANK, WORLD_SIZE) could not meet the others: {error}; start them with torchrun"
+        ) from None
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(
         backend, store=dist.distributed_c10d.PrefixStore("mooring", store), rank=rank, world_size=size, timeout=wait
