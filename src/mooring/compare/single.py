@@ -219,6 +219,8 @@ class SingleFolder:
                 return True
         if resume and not any((path / "state.json").is_file() for path in self.path.glob("checkpoint-*")):
             raise ConfigError(f"--resume: there is no checkpoint in {str(self.path)!r} to continue from")
+        for left in self.path.glob(".checkpoint-*"):  # by a process that was ended while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         write_text(self.path / SPEC, asked.model_dump_json(indent=1) + "\n")
         write_text(self.path / KEY, asked.key())
         write_json(self.path / ENVIRONMENT, environment)
