@@ -108,7 +108,7 @@ def finetune(
 
     torchrun --nproc-per-node 8 -m mooring finetune run.yaml --method adamspd --output-dir runs/mine
 
-    The same command again continues from the newest checkpoint, on as many processes as it is then given.
+    With --output-dir the same command again continues from the newest checkpoint, on as many processes as it is given.
 
     Args:
         config: A YAML file as mooring compare takes; options given here win over it.
