@@ -226,11 +226,7 @@ def test_noise_on_half_weights_is_added_in_float32_and_rounded_once(dtype: torch
         with pass_:
             seen.append(net.weight.detach().clone())
             pass_.backward(net(torch.ones(1, 64, dtype=dtype)).sum())
-    generated = random.fill(
-        torch.empty(64, 64),
-        random.key("nso", 3, 0, 0, 0, "0"),
-        lambda block, generator: block.normal_(generator=generator),
-    )
+    generated = random.fill(torch.empty(64, 64), random.key("nso", 3, 0, 0, 0, "0"), "normal")
     assert torch.equal(seen[0], (before.float() + 0.01 * generated).to(dtype))
     assert torch.equal(seen[1], (before.float() - 0.01 * generated).to(dtype))
     twice = before + (0.01 * generated).to(dtype)  # rounded noise, and a sum rounded again: not what is done

@@ -1,8 +1,17 @@
 """Random numbers that belong to an element of a tensor, whoever holds it.
 
-The flat elements of a whole tensor are cut into blocks, each drawn by torch's own generator from a seed of its own.
-So a process that holds a piece of the tensor draws the blocks that it touches and nothing else, every replica and
-every sharding sees the same numbers on the same kind of device, and nothing has to be stored to draw them again.
+The number of an element follows from a key and from its place in the whole tensor, and from nothing else: word ``c`` of
+a key is a mix of 64 bits of ``(key, c)``, and a word serves two or four neighbouring elements. So a process that holds
+a piece of a tensor draws its own elements, every replica and every sharding sees the same numbers, and nothing has to
+be stored to draw them again.
+
+The words are those of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, "Fast splittable pseudorandom number generators",
+with Stafford's constants "Mix13", as in Vigna's public domain version), and a second word of key is added in the
+middle, so that streams whose counters happen to overlap differ all the same.
+
+What is made of the words takes integer operations and additions, multiplications, divisions and square roots of
+float32, each rounded as IEEE 754 says, and no function of a mathematical library. So numbers are the same to the bit
+whatever the processor, and on any device whose operations are those of IEEE 754.
 """
 
 from __future__ import annotations
@@ -10,18 +19,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Elements per block. An accelerator draws a large block as fast as a small one. On a CPU a block stays in the cache,
-# and is the longest that torch works on with one thread: waiting for others at every block costs more than they bring.
-_BLOCK = {"cpu": 1 << 15}
-_BLOCK_ELSEWHERE = 1 << 22
 _MASK = (1 << 64) - 1
+GAMMA = 0x9E3779B97F4A7C15
+MIX1 = 0xBF58476D1CE4E5B9
+MIX2 = 0x94D049BB133111EB
 
-Draw = Callable[[Tensor, torch.Generator], object]
-"""Fills a vector with a generator, in place; what it draws may depend on the length, but not on where it lies."""
+# The longest vector that is worked on. An accelerator draws a large block as fast as a small one; on a CPU it should
+# stay in the cache, and be long enough for the work to outweigh some seventy calls.
+_BLOCK = {"cpu": 3 << 14}
+_BLOCK_ELSEWHERE = 1 << 22
+
+# -2 ln(u): u = m 2^e with m in [sqrt(1/2), sqrt(2)), and -2 ln(1 + f) = f * polynomial(f), to 1.1e-6 of itself.
+UPPER_HALF = 0x4EB504F3  # the bits of sqrt(1/2), with the exponent of 2^31 added
+ROOT_HALF = 0x3F3504F3
+MINUS_TWO_LN2 = -1.3862943649291992
+LOG = (
+    -2.000001907348633, 1.000022292137146, -0.6662901639938354, 0.4981948733329773, -0.4099266231060028,
+    0.37335720658302307, -0.23792213201522827,
+)  # fmt: skip
+# cos(x) and sin(x) / x over sqrt(2), in x^2 and for |x| <= pi / 4, to 3.3e-8.
+TURN = 3.65729529994141e-10  # pi / 4 / 2^31
+COS = (0.7071067690849304, -0.35355228185653687, 0.029454123228788376, -0.0009602088248357177)
+SIN = (0.7071067690849304, -0.11785101145505905, 0.005891625303775072, -0.00013789869262836874)
+LAPLACE = 0.3535533845424652  # of -2 ln(u): variance one
+UNIFORM = 8.065489942588044e-10  # sqrt(3) / 2^31
+_SIGN, _REST = -(1 << 31), (1 << 31) - 1
 
 
 def key(*parts: int | str) -> int:
@@ -35,81 +62,213 @@ def key(*parts: int | str) -> int:
     return state
 
 
+def stream(seed: int) -> tuple[int, int]:
+    """The two words of key, 64 bits each, that :func:`key`'s number stands for."""
+    return _mix(seed), _mix(seed ^ MIX2)
+
+
 def fill(
-    out: Tensor, seed: int, draw: Draw, whole: tuple[int, ...] | None = None, offset: tuple[int, ...] | None = None
+    out: Tensor,
+    seed: int,
+    law: str,
+    whole: tuple[int, ...] | None = None,
+    offset: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Fill a piece of a tensor with the numbers that belong to its elements.
 
     Args:
-        out: the piece, contiguous, shape = the rectangle this process holds.
+        out: the piece, contiguous, shape = the rectangle this process holds; float32 or float64, int32 for bits.
         seed: 64 bits from :func:`key`, one per tensor and draw.
-        draw: fills one block; it must depend on nothing but its arguments.
+        law: a key of :data:`LAWS`.
         whole: shape of the whole tensor; None where ``out`` is all of it.
         offset: where the piece begins in it, per dimension.
 
     Returns:
-        ``out``. Blocks that lie in it are drawn in place; one that lies in part elsewhere costs a block of scratch.
+        ``out``. Real numbers are drawn in float32, and widened for float64.
+
+    Raises:
+        ValueError: for memory with gaps.
     """
     if out.numel() == 0:
         return out
     if not out.is_contiguous():
         raise ValueError(f"out must be contiguous, got strides {out.stride()} for shape {tuple(out.shape)}")
-    shape = tuple(out.shape)
-    whole = shape if whole is None else whole
-    offset = (0,) * len(shape) if offset is None else offset
     if out.device.type == "meta":
         return out
-    total, flat = prod(whole), out.view(-1)
-    size = _BLOCK.get(out.device.type, _BLOCK_ELSEWHERE)
-    generator = torch.Generator(device=out.device)
-    if total == flat.numel() <= size:  # small and whole, as most tensors are: nothing to cut
-        draw(flat, _seeded(generator, seed, 0))
-        return out
-    strides = [prod(whole[i + 1 :]) for i in range(len(whole))]
-    first = sum(o * s for o, s in zip(offset, strides))
-    last = sum((o + n - 1) * s for o, n, s in zip(offset, shape, strides))
-    contiguous = last - first + 1 == out.numel()
-    # Where the piece is no run of the whole, what lies outside goes to a place behind the end: no size is read back.
-    scratch = flat if contiguous else flat.new_empty(out.numel() + 1)
-    for block in range(first // size, last // size + 1):
-        begin, end = block * size, min((block + 1) * size, total)
-        _seeded(generator, seed, block)
-        if contiguous and first <= begin and end <= last + 1:
-            draw(flat[begin - first : end - first], generator)
-            continue
-        values = flat.new_empty(end - begin)
-        draw(values, generator)
-        if contiguous:
-            a, b = max(begin, first), min(end, last + 1)
-            flat[a - first : b - first] = values[a - begin : b - begin]
-        else:
-            scratch[_places(begin, values, shape, offset, strides)] = values
-    if not contiguous:
-        flat.copy_(scratch[:-1])
+    if out.dtype == torch.float64:
+        return out.copy_(fill(torch.empty_like(out, dtype=torch.float32), seed, law, whole, offset))
+    starts, run = runs(tuple(out.shape), whole, offset)
+    flat, block = out.view(-1), _BLOCK.get(out.device.type, _BLOCK_ELSEWHERE)
+    if run >= _LONG or len(starts) == 1:
+        for i, first in enumerate(starts.tolist()):
+            _run(flat[i * run : (i + 1) * run], seed, law, first, block)
+    else:
+        _short_runs(flat.view(-1, run), seed, law, starts, block)
     return out
 
 
-def _places(begin: int, values: Tensor, shape: tuple[int, ...], offset: tuple[int, ...], strides: list[int]) -> Tensor:
-    """Where each value of a block belongs in a rectangle; one past its end for those outside."""
-    rest = torch.arange(begin, begin + values.numel(), device=values.device)
-    inside = torch.ones_like(rest, dtype=torch.bool)
-    place = torch.zeros_like(rest)
-    for n, o, stride in zip(shape, offset, strides):
-        at = rest.div(stride, rounding_mode="floor") - o
-        rest = rest.remainder(stride)
-        inside &= (at >= 0) & (at < n)
-        place = place * n + at
-    return torch.where(inside, place, torch.full_like(place, prod(shape)))
+_LONG = 1 << 12  # runs that are drawn one by one
 
 
-def _seeded(generator: torch.Generator, seed: int, block: int) -> torch.Generator:
-    return generator.manual_seed(_mix(seed ^ _mix(block)) & 0x7FFF_FFFF_FFFF_FFFF)
+def runs(shape: tuple[int, ...], whole: tuple[int, ...] | None, offset: tuple[int, ...] | None) -> tuple[Tensor, int]:
+    """The places in the whole tensor where a rectangle's runs of neighbours begin, int64, and how long each run is."""
+    starts = torch.zeros(1, dtype=torch.int64)
+    if whole is None or offset is None or whole == shape:
+        return starts, prod(shape)
+    strides = [prod(whole[i + 1 :]) for i in range(len(whole))]
+    cut = len(shape)  # the first dimension of a run: all behind it are held as a whole
+    while cut > 0 and (cut == len(shape) or shape[cut] == whole[cut]):
+        cut -= 1
+    starts += sum(o * s for o, s in zip(offset, strides))
+    for n, stride in zip(shape[:cut], strides):
+        starts = (starts.unsqueeze(1) + torch.arange(n) * stride).flatten()
+    return starts, prod(shape[cut:])
+
+
+def _run(out: Tensor, seed: int, law: str, first: int, block: int) -> None:
+    make, per, folds = LAWS[law]
+    block = block * folds // per * per
+    begin, end = first - first % per, first + out.numel()
+    counters = _counters(min(block, end - begin + per) // per + 1, out.device)
+    for at in range(begin, end, block):
+        stop = min(at + block, end)
+        values = make(words(counters[: -(-(stop - at) // per)], seed, at // per))
+        a = max(at, first)
+        out[a - first : stop - first].copy_(values[a - at : stop - at])
+
+
+def _short_runs(out: Tensor, seed: int, law: str, starts: Tensor, block: int) -> None:
+    """Many runs at a time: each element's word is drawn for it alone, and the element's number taken."""
+    make, per, _ = LAWS[law]
+    count = max(1, block // (out.shape[1] * per))
+    along = torch.arange(out.shape[1], device=out.device)
+    for i in range(0, len(starts), count):
+        places = starts[i : i + count].to(out.device).unsqueeze(1) + along
+        values = make(words(places.flatten().div(per, rounding_mode="floor").mul_(_signed(GAMMA)), seed, 0))
+        picked = values.view(-1, per).gather(1, (places % per).view(-1, 1))
+        out[i : i + count].copy_(picked.view(-1, out.shape[1]))
+
+
+def words(multiples: Tensor, seed: int, first: int) -> Tensor:
+    """Words ``first``, ``first + 1``, ... of a key, int64.
+
+    Args:
+        multiples: 0, GAMMA, 2 GAMMA, ... as int64 that wraps around.
+        seed: 64 bits.
+        first: the number of the first word.
+    """
+    one, two = stream(seed)
+    x = multiples + _signed(one + first * GAMMA)
+    scratch = torch.empty_like(x)
+
+    def shifted(by: int) -> Tensor:  # without the copies of the sign
+        torch.bitwise_right_shift(x, by, out=scratch)
+        return scratch.bitwise_and_((1 << (64 - by)) - 1)
+
+    x.bitwise_xor_(shifted(30)).mul_(_signed(MIX1)).add_(_signed(two))
+    x.bitwise_xor_(shifted(27)).mul_(_signed(MIX2))
+    return x.bitwise_xor_(shifted(31))
+
+
+def _counters(n: int, device: torch.device) -> Tensor:
+    size = 1 << max(n - 1, 255).bit_length()  # few sizes, so that few are kept
+    return _multiples(size, device)[:n]
+
+
+@lru_cache(maxsize=16)
+def _multiples(n: int, device: torch.device) -> Tensor:
+    return torch.arange(n, device=device).mul_(_signed(GAMMA))
+
+
+# From words to numbers. Every operation is one rounding.
+
+
+def _normal(x: Tensor) -> Tensor:
+    """Two normal numbers per word (Box and Muller 1958): radius from the lower half, direction from the upper.
+
+    Signs are the first bit of the lower half and the last of the upper one.
+    """
+    lower = x.to(torch.int32)  # cut off
+    upper = (x >> 32).to(torch.int32)
+    # torch's own square root on a CPU is not the nearest number; what it divides one by here is.
+    squares = _minus_two_log(lower)
+    inverse = squares.rsqrt_() if squares.device.type == "cpu" else squares.sqrt_().reciprocal_()
+    angle = upper.float().mul_(TURN)
+    square = angle * angle
+    even, odd = _polynomial(square, COS), _polynomial(square, SIN).mul_(angle)
+    first = (even - odd).div_(inverse)
+    second = even.add_(odd).div_(inverse)
+    first.view(torch.int32).bitwise_xor_(lower.bitwise_and_(_SIGN))
+    second.view(torch.int32).bitwise_xor_(upper.bitwise_left_shift_(31))
+    return torch.view_as_real(torch.complex(first, second)).view(-1)
+
+
+def _laplace(x: Tensor) -> Tensor:
+    """Two numbers per word: a logarithm and a sign of each half."""
+    half = x.view(torch.int32)
+    out = _minus_two_log(half).mul_(LAPLACE)
+    out.view(torch.int32).bitwise_xor_(half & _SIGN)
+    return out
+
+
+def _uniform(x: Tensor) -> Tensor:
+    """Two numbers per word, in [-sqrt(3), sqrt(3)]."""
+    return x.view(torch.int32).float().mul_(UNIFORM)
+
+
+def _sixteen_bits(x: Tensor) -> Tensor:
+    """Four times sixteen bits per word, as int32."""
+    return x.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
+
+
+def _minus_two_log(bits: Tensor) -> Tensor:
+    """``-2 ln(u)``, u the odd number in the lower 31 bits over 2^31: at most 43, and 0 where it rounds to one."""
+    t = (bits & _REST).bitwise_or_(1).float().view(torch.int32) - UPPER_HALF
+    exponent = (t >> 23).float().mul_(MINUS_TWO_LN2)
+    f = t.bitwise_and_(0x7FFFFF).add_(ROOT_HALF).view(torch.float32).sub_(1)
+    return _polynomial(f, LOG).mul_(f).add_(exponent)
+
+
+def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    last, *rest = reversed(coefficients)
+    y = x * last
+    for c in rest[:-1]:
+        y.add_(c).mul_(x)
+    return y.add_(rest[-1])
+
+
+class Law(NamedTuple):
+    """What is made of words.
+
+    Attributes:
+        make: words to numbers.
+        per: how many numbers of each word.
+        folds: numbers per element of the vectors worked on.
+    """
+
+    make: Callable[[Tensor], Tensor]
+    per: int
+    folds: int = 1
+
+
+LAWS = {
+    "normal": Law(_normal, 2, 2),
+    "laplace": Law(_laplace, 2),
+    "uniform": Law(_uniform, 2),
+    "bits": Law(_sixteen_bits, 4),
+}
+"""The first three have mean 0 and variance 1; ``"bits"`` are integers in [0, 2^16)."""
+
+
+def _signed(x: int) -> int:
+    x &= _MASK
+    return x - (1 << 64) if x >> 63 else x
 
 
 def _mix(x: int) -> int:
-    x = (x + 0x9E3779B97F4A7C15) & _MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    x = (x + GAMMA) & _MASK
+    x = ((x ^ (x >> 30)) * MIX1) & _MASK
+    x = ((x ^ (x >> 27)) * MIX2) & _MASK
     return x ^ (x >> 31)
 
 

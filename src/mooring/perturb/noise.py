@@ -13,28 +13,8 @@ from mooring.perturb.weights import Member
 from mooring.step.batch import compute_dtype
 from mooring.step.shards import all_sum, sharding
 
-
-def normal(out: Tensor, generator: torch.Generator, scale: float) -> None:
-    """The normal law."""
-    out.normal_(0.0, abs(scale), generator=generator)
-    if scale < 0:
-        out.neg_()  # so that plus and minus are mirror images to the bit
-
-
-def laplace(out: Tensor, generator: torch.Generator, scale: float) -> None:
-    """Laplace with variance ``scale ** 2``."""
-    u = out.uniform_(-1.0, 1.0, generator=generator)
-    # |u| < 1 except for the lower end itself, where the logarithm would be infinite.
-    size = torch.log1p(-u.abs().clamp_(max=1 - torch.finfo(out.dtype).eps)).mul_(-scale / math.sqrt(2))
-    out.copy_(torch.sign(u).mul_(size))
-
-
-def uniform(out: Tensor, generator: torch.Generator, scale: float) -> None:
-    """Uniform on [-sqrt(3), sqrt(3)) times the scale."""
-    out.uniform_(-math.sqrt(3), math.sqrt(3), generator=generator).mul_(scale)
-
-
-LAWS = {"normal": normal, "laplace": laplace, "uniform": uniform}
+LAWS = ("normal", "laplace", "uniform")
+"""Laplace has heavier tails; the uniform law lies on [-sqrt(3), sqrt(3)] times the scale."""
 
 
 def draw(member: Member, law: str, seed: int, scale: float = 1.0) -> Tensor:
@@ -42,14 +22,14 @@ def draw(member: Member, law: str, seed: int, scale: float = 1.0) -> Tensor:
 
     Args:
         member: the parameter.
-        law: a key of ``LAWS``.
+        law: one of ``LAWS``.
         seed: 64 bits from :func:`mooring.kernels.random.key`; equal seeds give equal noise, whatever the sharding.
-        scale: the standard deviation; where it is negative, the mirror image.
+        scale: the standard deviation; where it is negative, the mirror image to the bit.
     """
     part, where = member.local(), member.where
     out = torch.empty(part.shape, dtype=compute_dtype(part.dtype), device=part.device)
-    make = LAWS[law]
-    return random.fill(out, seed, lambda block, generator: make(block, generator, scale), where.whole, where.offset)
+    random.fill(out, seed, law, where.whole, where.offset)
+    return out if scale == 1 else out.mul_(scale)
 
 
 def row_sizes(member: Member, wide: Tensor) -> Tensor:

@@ -320,7 +320,7 @@ class Batch:
             random.fill(
                 torch.empty(p.shape, dtype=torch.int32, device=p.device),
                 random.key("rounding", purpose, group["draws"], position),
-                _sixteen_bits,
+                "bits",
                 where.whole,
                 where.offset,
             )
@@ -365,10 +365,6 @@ class Batch:
     def moment_gradients(self) -> TensorList:
         """The same before the step has begun; forms the directions only where coupled decay needs them."""
         return self.coupled(self.vectors()) if any(rule.couples for rule in self.rules) else self.gradients()
-
-
-def _sixteen_bits(out: Tensor, generator: torch.Generator) -> None:
-    out.random_(0, 1 << 16, generator=generator)
 
 
 def host_value_is_remote(value: Any) -> bool:
