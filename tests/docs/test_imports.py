@@ -91,6 +91,8 @@ def test_every_package_is_declared(file: Path) -> None:
         allowed |= declared("plot") | {"numpy", "scipy"}  # eigenvalues, with the extra cli
     elif room(file) == "integrations":
         allowed |= declared("hosts")
+    elif file.parent.name == "cpu" or file.name == "compiled.py":
+        allowed |= declared("fast") | {"llvmlite", "numpy"}  # which Numba brings
     elif LEVEL.get(room(file), 0) > LEVEL["perturb"]:
         allowed |= declared("cli")
         if "own" in file.parts or room(file) == "inspect":  # models that the user names
@@ -107,6 +109,6 @@ def test_every_declared_package_is_pinned() -> None:
         for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
         if line and not line.startswith("#")
     }
-    extras = ("anchors", "cli", "plot", "test", "browser", "hosts", "models", "variants", "dev")
+    extras = ("anchors", "fast", "cli", "plot", "test", "browser", "hosts", "models", "variants", "dev")
     assert declared(None).union(*(declared(extra) for extra in extras)) <= pins
     assert not {"torchvision", "torchaudio"} & pins

@@ -48,7 +48,7 @@ def stepped(row: OptimizerRow, variant: str, dtype: torch.dtype = torch.float32)
     """An optimizer over one matrix after a step, with the next gradient waiting."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(6, 5, dtype=dtype))
-    optimizer = row.build([weight], variant)
+    optimizer = row.build([weight], variant, backend="eager")  # whose operations can be watched
     for _ in range(2):
         weight.grad = torch.randn_like(weight)
         if not optimizer.state:
@@ -91,7 +91,7 @@ SIXTEEN_BITS: list[tuple[dict[str, Any], int]] = [
 def test_what_the_common_options_add(options: dict[str, Any], size: int) -> None:
     row = BY_NAME["AdamSPD"]
     weight = torch.nn.Parameter(torch.randn(6, 5, dtype=torch.bfloat16))
-    optimizer = row.build([weight], **options)
+    optimizer = row.build([weight], backend="eager", **options)
     assert mo.cost(optimizer)[0].state_bytes == size
     for _ in range(2):
         weight.grad = torch.randn_like(weight)

@@ -31,6 +31,7 @@ class Adai(SecondMoment):
 
     scans = True
     scans_first = True
+    compiled = "adai"
     always_wide = frozenset({"beta1_prod"})  # 1 - q begins near 0, where bfloat16 would leave two digits of it
 
     @override
@@ -62,6 +63,15 @@ class Adai(SecondMoment):
         rest = torch._foreach_neg(product)
         torch._foreach_add_(rest, 1.0)
         return torch._foreach_div(m, rest)
+
+    @override
+    def compiled_numbers(self, batch: Batch) -> dict[str, Any]:
+        beta0, beta2 = batch.group["betas"]
+        mean = float(self.mean(batch).numpy())
+        return {
+            "keep1": 1.0, "keep2": beta2, "fresh2": 1 - beta2, "floor": batch.group["eps"],
+            "share": (beta0 / correction(beta2, batch.steps)).numpy(), "root": 1 / mean if mean > 0 else 0.0,
+        }  # fmt: skip
 
     @override
     def remade_from(self, group: Mapping[str, Any]) -> tuple[str, ...]:

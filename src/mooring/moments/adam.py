@@ -32,6 +32,8 @@ class Adam(SecondMoment):
             another optimizer may still hold it, and it means nothing.
     """
 
+    compiled = "adam"
+
     def __init__(self, track_sum: bool = False, nesterov: bool = False) -> None:
         self.scans = track_sum
         self._has_nesterov = nesterov
@@ -75,6 +77,19 @@ class Adam(SecondMoment):
             numerator = torch._foreach_mul(m, beta1)
             torch._foreach_add_(numerator, torch._foreach_mul(grads, 1 - beta1))
         return torch._foreach_div(numerator, denominator)
+
+    @override
+    def compiled_options(self, group: Mapping[str, Any]) -> tuple[bool, bool, bool]:
+        return group["amsgrad"], self._nesterov(group), False
+
+    @override
+    def compiled_numbers(self, batch: Batch) -> dict[str, Any]:
+        beta1, beta2 = batch.group["betas"]
+        c1, c2 = (correction(beta, batch.steps).numpy() for beta in (beta1, beta2))
+        return {
+            "fresh": 1 - beta1, "keep1": beta1, "keep2": beta2, "fresh2": 1 - beta2,
+            "root": c1 / c2**0.5, "floor": c1 * batch.group["eps"],
+        }  # fmt: skip
 
     @override
     def remade_from(self, group: Mapping[str, Any]) -> tuple[str, ...]:

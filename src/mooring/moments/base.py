@@ -21,11 +21,13 @@ class Moments:
         scans: whether a scan over all gradients must come before the update, for :meth:`stable_scale`.
         scans_first: whether :meth:`update` itself reads what the scan found. Where it does not, the scan's sums may
             travel with the first that the rules ask for.
+        compiled: the kind of moments in ``kernels/cpu/blocks.py``; empty where there is none, and torch does the work.
         always_wide: state that is kept in the compute type also where moments are kept in bfloat16.
     """
 
     scans: bool = False
     scans_first: bool = False
+    compiled: str = ""
     always_wide: frozenset[str] = frozenset()
 
     def shared(self, group: Mapping[str, Any]) -> Hashable:
@@ -51,6 +53,14 @@ class Moments:
     def update(self, batch: Batch, grads: TensorList, params: TensorList) -> TensorList:
         """Update the state in place and return u. ``grads`` and ``params`` are never written."""
         raise TypeError(f"{type(self).__name__} must define update")
+
+    def compiled_options(self, group: Mapping[str, Any]) -> tuple[bool, bool, bool]:
+        """For kernels: whether a group asks for amsgrad, for nesterov, and whether u is the gradient itself."""
+        return False, False, False
+
+    def compiled_numbers(self, batch: Batch) -> dict[str, Any]:
+        """For kernels: the numbers of ``kernels/cpu/blocks.py`` by name, one for all or one per tensor, float64."""
+        raise TypeError(f"{type(self).__name__} has no kernel")
 
     def step_size(self, batch: Batch) -> Tensor:
         """The coefficient of u before any rule, per tensor: the learning rate."""

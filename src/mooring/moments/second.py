@@ -90,9 +90,11 @@ class SecondMoment(Moments):
         if not amsgrad and batch.squares is not None and not any(rule.couples for rule in batch.rules):
             scale = 1.0 if batch.factor is None else batch.factor * batch.factor
             return batch.squares * scale, ()  # the clipping has formed them, over all shards
-        grads = batch.moment_gradients()
         if not amsgrad:
-            return batch.sums_of_squares(grads), batch.shard_axes
+            return batch.gradient_squares(coupled=True), batch.shard_axes
+        if batch.compiled is not None:
+            return batch.compiled.maximum_sums(), batch.shard_axes
+        grads = batch.moment_gradients()
         _, beta2 = batch.group["betas"]
         v = torch._foreach_mul(batch.moment("exp_avg_sq"), beta2)
         torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
@@ -102,10 +104,14 @@ class SecondMoment(Moments):
     def _recover_sums(self, batches: list[Batch]) -> None:
         """Sum v once where the sum is unknown: state that comes from another optimizer's checkpoint."""
         unknown = [b for b in batches if any("exp_avg_sq_sum" not in s for s in b.states)]
-        for batch, sums in zip(unknown, all_sum([(b.sums(b.moment("exp_avg_sq")), b.shard_axes) for b in unknown])):
+        for batch, sums in zip(unknown, all_sum([(self._sums(b), b.shard_axes) for b in unknown])):
             for state, total in zip(batch.states, sums.unbind()):
                 state.setdefault("exp_avg_sq_sum", total.clone())
                 state.setdefault("exp_avg_sq_sum_step", state["step"].clone())
+
+    @staticmethod
+    def _sums(batch: Batch) -> Tensor:
+        return batch.sums(batch.widen(batch.state("exp_avg_sq")))
 
     @override
     def scan_reads(self, group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -130,5 +136,7 @@ def correction(beta: float, t: Tensor) -> Tensor:
     if beta == 0:
         return torch.ones_like(t)
     if t.device.type == "cpu":  # the C library's expm1 is the more exact one
-        return torch.tensor([-math.expm1(n * math.log(beta)) for n in t.tolist()], dtype=t.dtype)
+        steps = t.tolist()
+        known = {n: -math.expm1(n * math.log(beta)) for n in set(steps)}  # most tensors are at the same step
+        return torch.tensor([known[n] for n in steps], dtype=t.dtype)
     return -torch.expm1(t * math.log(beta))

@@ -27,6 +27,8 @@ class Momentum(Moments):
             the gradient itself (torch's convention).
     """
 
+    compiled = "momentum"
+
     def __init__(self, zero_start: bool = False) -> None:
         self.zero_start = zero_start
 
@@ -68,6 +70,18 @@ class Momentum(Moments):
         u = torch._foreach_mul(buffer, momentum)
         torch._foreach_add_(u, grads)
         return u
+
+    @override
+    def compiled_options(self, group: Mapping[str, Any]) -> tuple[bool, bool, bool]:
+        return False, bool(group["nesterov"]), group["momentum"] == 0
+
+    @override
+    def compiled_numbers(self, batch: Batch) -> dict[str, Any]:
+        momentum, fresh = batch.group["momentum"], 1 - batch.group["dampening"]
+        if momentum == 0:
+            return {"keep1": 0.0, "share": fresh if self.zero_start else 1.0}
+        share = torch.full_like(batch.steps, fresh)
+        return {"keep1": momentum, "share": (share if self.zero_start else share.where(batch.steps != 1, 1.0)).numpy()}
 
     @override
     def stable_scale(self, batch: Batch) -> Tensor:

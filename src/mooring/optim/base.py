@@ -197,9 +197,10 @@ class Optimizer(Anchored, Recorded):
             with torch.enable_grad():
                 loss = closure()
         self._recorder.fresh = False
-        self._refuse_sparse()
+        gradients = [[p.grad for p in group["params"]] for group in self.param_groups]
+        self._refuse_sparse(gradients)
         self.grad_norm = None
-        plan = self._current_plan()
+        plan = self._current_plan(gradients)
         if plan.batches or plan.empty:
             fresh = not self.state
             self._fill_state(plan)
@@ -273,17 +274,19 @@ class Optimizer(Anchored, Recorded):
         group = self.param_groups[0]
         return bool(group["max_grad_norm"] is not None or group["non_finite"] == "skip")
 
-    def _refuse_sparse(self) -> None:
-        for group in self.param_groups:
-            for i, p in enumerate(group["params"]):
-                if p.grad is not None and p.grad.layout != torch.strided:
+    def _refuse_sparse(self, gradients: Sequence[Sequence[Tensor | None]]) -> None:
+        for group, given in zip(self.param_groups, gradients):
+            if {g.layout for g in given if g is not None} <= {torch.strided}:
+                continue
+            for i, g in enumerate(given):
+                if g is not None and g.layout != torch.strided:
                     raise RuntimeError(
                         f"{type(self).__name__} does not take sparse gradients: {called(group, i)} has one; "
                         "build the embedding with sparse=False"
                     )
 
-    def _current_plan(self) -> Plan:
-        signature = Plan.signature(self.param_groups, self._moments, self._rules)
+    def _current_plan(self, gradients: Sequence[Sequence[Tensor | None]]) -> Plan:
+        signature = Plan.signature(self.param_groups, gradients, self._moments, self._rules)
         if self._plan is None or self._plan.key != signature:
             self._refuse_replaced()
             if (stage := self._reads_model()) is not None:
@@ -293,12 +296,15 @@ class Optimizer(Anchored, Recorded):
         return self._plan
 
     def _fill_state(self, plan: Plan) -> None:
+        if plan.filled is not None and plan.filled == list(map(id, self.state.values())):
+            return
         for p, group in plan.empty:
             self._fill(p, group)
         for batch in plan.batches:
             for p, group in zip(batch.owners, batch.groups):
                 self._fill(p, group)
             batch.states = [self.state[p] for p in batch.owners]
+        plan.filled = list(map(id, self.state.values()))
 
     def _fill(self, p: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
@@ -367,6 +373,7 @@ class Optimizer(Anchored, Recorded):
 
         def check(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
             given, held[0] = self._with_anchors(given)
+            given = self._with_own_backend(given)
             final.update(given)
             return given
 
@@ -380,6 +387,14 @@ class Optimizer(Anchored, Recorded):
         for group in self.param_groups:
             self._check_group(group)
         common_options.check_shared(self.param_groups)
+
+    def _with_own_backend(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The checkpoint with this optimizer's choice of a backend, which belongs to the machine and not to the run."""
+        saved = given["param_groups"]
+        own = [group.get("backend") for group in self.param_groups]
+        if len(own) != len(saved):  # torch says what is wrong with the groups
+            return given
+        return {**given, "param_groups": [{**group, "backend": b} for group, b in zip(saved, own)]}
 
     def _saved_states(self, state_dict: dict[str, Any]) -> Iterable[tuple[dict[str, Any], Tensor, dict[str, Any]]]:
         """(own group, parameter, saved state) for every parameter that has a saved state."""

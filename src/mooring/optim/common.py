@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 NON_FINITE = ("propagate", "skip")
 ROUNDINGS = ("nearest", "stochastic", "kahan")
 STATE_DTYPES = ("float32", "bfloat16")
+BACKENDS = (None, "eager", "numba")
 
 
 class CommonOptions(TypedDict, total=False):
@@ -43,6 +44,9 @@ class CommonOptions(TypedDict, total=False):
             of each stage: ``mesh["pp"].get_group()``. What is one number for the model, the norm and the skipping above
             and the mean that stable decay and Adai read, is then that of all stages. Every process of the group must
             step alike. Default None. An argument of the constructor, not a group option: it is in no checkpoint.
+        backend: ``"eager"`` is plain torch on any device, ``"numba"`` the compiled kernels for the CPU, an error where
+            they cannot serve. Default None: the kernels where they are installed (``mooring[fast]``) and can serve,
+            else eager. They agree within the rounding of the compute type, see docs/performance.md.
     """
 
     max_grad_norm: float | None
@@ -51,6 +55,7 @@ class CommonOptions(TypedDict, total=False):
     state_dtype: Literal["float32", "bfloat16"]
     one_parameter: bool
     process_group: ProcessGroup | None
+    backend: Literal["eager", "numba"] | None
 
 
 DEFAULTS: dict[str, Any] = {
@@ -58,6 +63,7 @@ DEFAULTS: dict[str, Any] = {
     "non_finite": "propagate",
     "rounding": "nearest",
     "state_dtype": "float32",
+    "backend": None,
 }
 SHARED = ("max_grad_norm", "non_finite")
 
@@ -86,7 +92,8 @@ def check(group: Mapping[str, Any]) -> None:
     limit = group["max_grad_norm"]
     if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
         raise ValueError(f"max_grad_norm must be a number > 0, or None for no clipping, got {limit!r}")
-    for name, allowed in (("non_finite", NON_FINITE), ("rounding", ROUNDINGS), ("state_dtype", STATE_DTYPES)):
+    choices = {"non_finite": NON_FINITE, "rounding": ROUNDINGS, "state_dtype": STATE_DTYPES, "backend": BACKENDS}
+    for name, allowed in choices.items():
         if group[name] not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {group[name]!r}")
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mooring.kernels import choice
 from mooring.moments.base import Moments
 from mooring.step.batch import Batch, host_value_is_remote
 from mooring.step.rule import Rule
@@ -30,6 +31,8 @@ class Plan:
         self, key: Hashable, groups: Sequence[dict[str, Any]], moments: Moments, rules: Sequence[Rule]
     ) -> None:
         self.key = key
+        # Which state dictionaries were found complete: as long as they are the same objects, nothing has to be added.
+        self.filled: list[int] | None = None
         families: dict[tuple[Hashable, torch.device, torch.dtype, Sharding], list[Member]] = {}
         self.empty: list[tuple[Tensor, dict[str, Any]]] = []
         position = 0
@@ -49,20 +52,48 @@ class Plan:
         for (_, device, _, split), members in families.items():
             active = tuple(rule for rule in rules if rule.active(members[0][1]))
             limit = _BATCH_ELEMENTS.get(device.type, _BATCH_ELEMENTS["cuda"])
-            for part in _parts(members, limit):
-                owners, own_groups, positions = zip(*part)
-                self.batches.append(Batch(owners, own_groups, active, moments, split, positions))
+            self.batches += _batches(members, active, moments, split, limit)
 
     @staticmethod
-    def signature(groups: Sequence[dict[str, Any]], moments: Moments, rules: Sequence[Rule]) -> Hashable:
-        """What a plan depends on. Options enter by which groups share them, so a schedule does not change it."""
+    def signature(
+        groups: Sequence[dict[str, Any]],
+        gradients: Sequence[Sequence[Tensor | None]],
+        moments: Moments,
+        rules: Sequence[Rule],
+    ) -> Hashable:
+        """What a plan depends on. Options enter by which groups share them, so a schedule does not change it.
+
+        Asked at every step, so for thousands of small tensors it is made of lists that cost little each.
+        """
         kinds: dict[Hashable, int] = {}
         out = []
-        for group in groups:
+        for group, given in zip(groups, gradients):
             kind = _kind(group, moments, rules)
-            members = tuple([(id(p), p.shape, p.device, p.dtype, p.grad is not None) for p in group["params"]])
+            params = group["params"]
+            members = (
+                tuple(map(id, params)),
+                tuple([p.shape for p in params]),
+                tuple([p.device for p in params]),
+                tuple([p.dtype for p in params]),
+                tuple([g is None for g in given]),
+            )
             out.append((kinds.setdefault(kind, len(kinds)), kind[1:], id(group), members))
         return tuple(out)
+
+
+def _batches(
+    members: Sequence[Member], rules: Sequence[Rule], moments: Moments, split: Sharding, limit: int
+) -> list[Batch]:
+    def make(part: Sequence[Member]) -> Batch:
+        owners, own_groups, positions = zip(*part)
+        return Batch(owners, own_groups, rules, moments, split, positions)
+
+    ordered = [member for part in _parts(members, limit) for member in part]
+    together = make(ordered)
+    if together.compiled is not None and not together.draws():
+        return [together]  # kernels have no temporaries
+    parts = _parts(members, limit)
+    return [together] if len(parts) == 1 else [make(part) for part in parts]
 
 
 def _kind(group: dict[str, Any], moments: Moments, rules: Sequence[Rule]) -> tuple[Hashable, ...]:
@@ -77,6 +108,8 @@ def _kind(group: dict[str, Any], moments: Moments, rules: Sequence[Rule]) -> tup
         host_value_is_remote(group["lr"]),
         group.get("rounding"),
         group.get("state_dtype"),
+        group.get("backend"),
+        choice.wanted(),
     )
 
 

@@ -137,8 +137,9 @@ class Wrapped(Around, Optimizer):  # type: ignore[override]
             with torch.enable_grad():
                 loss = closure()
         self._recorder.fresh = False
-        self._refuse_sparse()
-        plan = self._current_plan()
+        gradients = [[p.grad for p in group["params"]] for group in self.param_groups]
+        self._refuse_sparse(gradients)
+        plan = self._current_plan(gradients)
         new = self._missing_anchors(plan)
         self._capture_anchors(plan)
         self._hold_anchors(plan)

@@ -32,6 +32,7 @@ class SelectiveProjection(Rule):
     order = 4
     writes = "d"
     needs_anchor = True
+    contracts = True
 
     def __init__(self, strength: float = 1.0) -> None:
         self._strength = strength
@@ -61,9 +62,7 @@ class SelectiveProjection(Rule):
     def decide(self, x: Slices, totals: list[Tensor]) -> None:
         contracted, ratio = _contraction(totals)
         amount = torch.where(contracted, x.option("strength") * ratio, torch.zeros_like(ratio))
-        amount = x.per_slice(amount)
-        x.move.scale(1 - amount)
-        x.move.add("d", amount)
+        x.move.contract(x.per_slice(amount))
 
     @override
     def report(self, x: Slices, totals: list[Tensor]) -> dict[str, Tensor]:

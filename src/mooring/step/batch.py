@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mooring.anchors.held import fetch
-from mooring.kernels import eager, random, rounding
+from mooring.kernels import choice, eager, random, rounding
 from mooring.kernels.eager import TensorList
 from mooring.moments.base import Moments
 from mooring.step.guard import Guard
@@ -17,7 +17,10 @@ from mooring.step.layout import Layout
 from mooring.step.move import Move, Slices
 from mooring.step.rule import Rule, entries_read
 from mooring.step.scalars import host_value, on_device, option_vector
-from mooring.step.shards import Sharding, all_sum, local, piece
+from mooring.step.shards import Sharding, all_sum, is_sharded, local, piece
+
+if TYPE_CHECKING:
+    from mooring.step.compiled import Compiled
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -68,6 +71,7 @@ class Batch:
         self.owners, self.groups, self.rules, self.moments = list(owners), list(groups), tuple(rules), moments
         self.positions = list(positions)
         self.group = self.groups[0]
+        self._distinct = list({id(group): group for group in self.groups}.values())
         self.params = self._local_params()
         self.device = self.params[0].device
         self.dtype = compute_dtype(self.owners[0].dtype)
@@ -109,11 +113,19 @@ class Batch:
         self._guard: Guard | None = None
         self._wide: dict[str, list[Tensor]] = {}
         self._compensated = compensated(self.owners[0].dtype, self.group)
-        self._pieces = [piece(p) for p in self.owners] if self._draws() else []
+        self.sharded = any(is_sharded(p) for p in self.owners)
+        self._pieces = [piece(p) for p in self.owners] if self.draws() else []
         # Raised by rules during a step, 0-dim bool by name; taken and cleared when the step is counted.
         self.flags: dict[str, Tensor] = {}
         # Anchors that are not in the state, this process's part of each, wherever their store keeps them.
         self.held: list[Tensor] | None = None
+        # The directions of the step under way: g, p, u and d.
+        self.directions: dict[str, TensorList] = {}
+        # What the weights were before a recorded step, in the compute type.
+        self.started: list[Tensor] | None = None
+        # Rules at the beginning that read no inner product: they are asked before there are any.
+        self.blind_rules = next((i for i, r in enumerate(self.rules) if _looks(r, self.group)), len(self.rules))
+        self.compiled = _compiled(self)
 
     def begin(self, skip: Tensor | None = None) -> None:
         """Count the step.
@@ -121,8 +133,11 @@ class Batch:
         Args:
             skip: on the device, whether :meth:`end` is to undo the step. Step counts then live there too.
         """
-        self.look_up()
         self._wide, self._guard, self.awaits_scan = {}, None, False  # a step that raised may have left some
+        if self.compiled is not None:
+            self.steps = torch.from_numpy(self.compiled.begin())
+            return
+        self.look_up()
         if skip is not None:
             self._count_on_device()
             self._guard = Guard(skip.to(self.device, non_blocking=True))
@@ -146,7 +161,7 @@ class Batch:
         """Round moments into the type they are kept in, and undo the step where it was to be skipped."""
         for name, wide in self._wide.items():
             stored = self.state(name)
-            noise = self._bits(name)
+            noise = self.random_bits(name)
             torch._foreach_copy_(stored, [rounding.stochastic(x, torch.bfloat16, b) for x, b in zip(wide, noise)])
         self._wide = {}
         if self._guard is not None:
@@ -194,10 +209,10 @@ class Batch:
 
     def option(self, name: str) -> Tensor:
         """A group option of every tensor, (T,) float64 where rules are evaluated; never to be written on."""
-        values = [g[name] for g in self.groups]
+        values = [g[name] for g in self._distinct]
         known = self._options.get(name)
         if known is None or any(isinstance(v, Tensor) for v in values) or known[0] != values:
-            known = self._options[name] = values, option_vector(values, self.rule_device)
+            known = self._options[name] = values, option_vector([g[name] for g in self.groups], self.rule_device)
         return known[1]
 
     def vector(self, values: Sequence[float], device: torch.device) -> Tensor:
@@ -208,8 +223,11 @@ class Batch:
         """The tensors in the compute type; those already in it are not copied."""
         return [t if t.dtype == self.dtype else t.to(self.dtype) for t in tensors]
 
-    def gradients(self) -> list[Tensor]:
-        """Gradients in the compute type, unscaled and clipped, negated with ``maximize``; never to be written on."""
+    def stored_gradients(self) -> list[Tensor]:
+        """This process's piece of every gradient as it is; never to be written on."""
+        if not self.sharded and not self.owners[0].is_complex():
+            given = [p.grad for p in self.owners if p.grad is not None]
+            return [g.detach() if g.requires_grad else g for g in given]
         grads = []
         for p in self.owners:
             g = p.grad
@@ -217,11 +235,25 @@ class Batch:
             if local(g) is not g and g.placements != p.placements:  # type: ignore[attr-defined]
                 g = g.redistribute(placements=p.placements)  # type: ignore[attr-defined]
             grads.append(_real(local(g.detach())))
-        grads = self.widen(grads)
+        return grads
+
+    def gradients(self) -> list[Tensor]:
+        """Gradients in the compute type, unscaled and clipped, negated with ``maximize``; never to be written on."""
+        grads = self.widen(self.stored_gradients())
         if self.factor is not None:
             factor = self.factor.to(self.dtype)
             return list(torch._foreach_mul(grads, -factor if self.group.get("maximize", False) else factor))
         return list(torch._foreach_neg(grads)) if self.group.get("maximize", False) else grads
+
+    def gradient_squares(self, coupled: bool = False) -> Tensor:
+        """The sum of each gradient's squares, (T,) float64; this process's part.
+
+        Args:
+            coupled: of the gradients that the moments see, with the terms of coupled decay.
+        """
+        if self.compiled is not None:
+            return self.compiled.squares(coupled)
+        return self.sums_of_squares(self.moment_gradients() if coupled else self.gradients())
 
     def sums(self, tensors: Sequence[Tensor]) -> Tensor:
         """The sum of each tensor's elements over the fixed tree, (T,) float64; this process's part."""
@@ -239,6 +271,31 @@ class Batch:
         return torch.cat(parts)
 
     # The stages.
+
+    def observe(self, move: Move, kept: bool) -> dict[str, Tensor]:
+        """Update the moments and form the Gram entries per slice, this process's part.
+
+        Args:
+            move: the pending displacement of the rules that have been asked already.
+            kept: leave the directions of the step in ``directions``, where whoever records it finds them.
+        """
+        self.started = [p.to(self.dtype, copy=True) for p in self.params] if kept else None
+        if self.compiled is None:
+            self.directions = self.vectors()
+            u = self.moments.update(self, self.coupled(self.directions), self.directions["p"])
+            self.directions["u"] = u
+            return self.gram(self.directions) if self.entries else {}
+        if self.started is not None:
+            self.directions = self.vectors()
+            # The kernel may move weights while it looks at them.
+            weights = [s if w is p else w for w, p, s in zip(self.directions["p"], self.params, self.started)]
+            if self.directions.get("d") is self.directions["p"]:
+                self.directions["d"] = weights
+            self.directions["p"] = weights
+        entries = self.compiled.observe(move, kept)
+        if kept:
+            self.directions["u"] = self.compiled.directions()
+        return entries
 
     def gram(self, vectors: dict[str, TensorList]) -> dict[str, Tensor]:
         """Gram entries per slice, this process's part."""
@@ -262,18 +319,31 @@ class Batch:
             stable_scale=lambda: self.moments.stable_scale(self),
             move=move,
             shared=self.group,
-            count=self._raise_flag,
+            count=self.raise_flag,
         )
 
-    def _raise_flag(self, name: str, where: Tensor) -> None:
+    def number(self, name: str) -> Tensor:
+        """A number that rules on a tape read, (T,) or 0-dim float64 by the name it has there."""
+        known = {
+            "matrix": lambda: self._matrix, "numel": lambda: self._numel, "row length": lambda: self._row_length,
+            "stable scale": lambda: self.moments.stable_scale(self), "step size": lambda: self.moments.step_size(self),
+        }  # fmt: skip
+        return known[name]() if name in known else self.option(name.removeprefix("option "))
+
+    def raise_flag(self, name: str, where: Tensor) -> None:
+        """Remember that a rule's condition held for some tensor in this step."""
         known = self.flags.get(name)
         self.flags[name] = where.any() if known is None else known | where.any()
 
-    def apply(self, move: Move, vectors: dict[str, TensorList]) -> None:
+    def apply(self, move: Move) -> None:
         """``p <- p - (tau p + beta u + kappa d)``, and the momentum buffer where a rule rewrote it.
 
         Where u has been subtracted already, only the difference to it is, so a rule that does nothing changes no bit.
         """
+        if self.compiled is not None:
+            self.compiled.apply(move)
+            return
+        vectors, self.directions = self.directions, {}
         wide = vectors["p"]
         if self.before is not None:
             move.beta = move.beta - 1
@@ -306,15 +376,16 @@ class Batch:
             torch._foreach_copy_(self.state("compensation")[tensors], [rest for _, rest in pairs])
             moved = tuple(rounded for rounded, _ in pairs)
         elif self.group.get("rounding") == "stochastic":
-            bits = self._bits("weight", tensors)
+            bits = self.random_bits("weight", tensors)
             moved = tuple(rounding.stochastic(x, stored[0].dtype, b) for x, b in zip(moved, bits))
         torch._foreach_copy_(stored, moved)
 
-    def _draws(self) -> bool:
+    def draws(self) -> bool:
+        """Whether a step needs random bits."""
         stochastic = self.group.get("rounding") == "stochastic" and self.owners[0].dtype != self.dtype
         return stochastic or self.group.get("state_dtype") == "bfloat16"
 
-    def _bits(self, purpose: str, tensors: slice = slice(None)) -> list[Tensor]:
+    def random_bits(self, purpose: str, tensors: slice = slice(None)) -> list[Tensor]:
         """Random bits for rounding, int32 in [0, 2^16): those of this step, these elements and this purpose."""
         return [
             random.fill(
@@ -348,9 +419,13 @@ class Batch:
 
     def anchors(self) -> list[Tensor]:
         """This process's piece of every anchor, in the compute type; from the state or from where they are held."""
+        return self.widen(self.stored_anchors())
+
+    def stored_anchors(self) -> list[Tensor]:
+        """The same in the type they are kept in."""
         if self.held is None:
-            return self.widen(self.state("anchor"))
-        return self.widen([_real(a) for a in fetch(self.held, self.device, self.owners[0].dtype)])
+            return self.state("anchor")
+        return [_real(a) for a in fetch(self.held, self.device, self.owners[0].dtype)]
 
     def coupled(self, vectors: dict[str, TensorList]) -> TensorList:
         """The gradients that the moments see: with the terms of coupled decay."""
@@ -365,6 +440,27 @@ class Batch:
     def moment_gradients(self) -> TensorList:
         """The same before the step has begun; forms the directions only where coupled decay needs them."""
         return self.coupled(self.vectors()) if any(rule.couples for rule in self.rules) else self.gradients()
+
+
+def _looks(rule: Rule, group: Mapping[str, Any]) -> bool:
+    return bool(rule.reads_for("upd", group)) or rule.adds_up(group)
+
+
+def _compiled(batch: Batch) -> Compiled | None:
+    """The kernels for a batch, where they are wanted and can take it."""
+    asked = choice.wanted() or batch.group.get("backend")
+    if asked == "eager" or (batch.device.type != "cpu" and asked is None):
+        return None
+    if not choice.usable():
+        if asked is None:
+            return None
+        raise RuntimeError("backend='numba' needs the extra fast: pip install 'mooring[fast]'")
+    from mooring.step.compiled import Compiled, unserved
+
+    reason = unserved(batch)
+    if reason and asked == batch.group.get("backend") == "numba":
+        raise RuntimeError(f"backend='numba' cannot serve: {reason}; backend=None takes what serves best")
+    return None if reason else Compiled(batch)
 
 
 def host_value_is_remote(value: Any) -> bool:

@@ -72,7 +72,7 @@ def screen(
     # A scaler looks at this process's shards; whether to step has to be decided by all of them alike.
     shared = found_inf is not None and (processes.several_stages or any(b.shard_axes for b in batches))
     if max_norm is not None or skip_non_finite or shared:
-        sums = processes.all_sum([(b.sums_of_squares(b.gradients()), b.shard_axes) for b in batches])
+        sums = processes.all_sum([(b.gradient_squares(), b.shard_axes) for b in batches])
         for batch, squares in zip(batches, sums):
             batch.squares = squares
         here = (

@@ -52,6 +52,8 @@ class Layout:
         self.blocks = _runs(counts, lengths)
         self.slices = sum(counts)
         self.one_each = all(n == 1 for n in counts)
+        self.counts_and_lengths = counts, lengths
+        self.along_other_dims = any(dim not in (None, 0) for dim in row_dims)
         on_host = torch.tensor(counts, dtype=torch.int64)
         self._counts = on_host.to(device)
         self._owner = None if self.one_each else torch.repeat_interleave(on_host).to(device)

@@ -25,6 +25,9 @@ def entry(a: str, b: str) -> str:
 class Move:
     """The pending displacement ``s = tau*p + beta*u + kappa*d``, float64 coefficients per slice.
 
+    ``contraction`` is what :meth:`contract` was given, which is in the coefficients already: a backend may move by the
+    rest first and pull toward the anchor afterwards.
+
     ``None`` is a coefficient that no rule has written, which is zero. ``rho``, one value per tensor, multiplies every
     decay that follows the projection; ``buffer`` is subtracted from the momentum buffer, times ``p``.
     """
@@ -34,6 +37,7 @@ class Move:
     kappa: Tensor | None = None
     rho: Tensor | None = None
     buffer: Tensor | None = None
+    contraction: Tensor | None = None
 
     def terms(self) -> list[tuple[str, Tensor]]:
         """(letter, coefficient) of the written coefficients, in the order in which they are added."""
@@ -45,6 +49,12 @@ class Move:
         name = {"p": "tau", "d": "kappa"}[letter]
         old = getattr(self, name)
         setattr(self, name, c if old is None else old + c)
+
+    def contract(self, amount: Tensor) -> None:
+        """Pull the point that the pending displacement leads to toward the anchor: ``q <- q - amount (q - a)``."""
+        self.scale(1 - amount)
+        self.add("d", amount)
+        self.contraction = amount
 
     def scale(self, factor: Tensor) -> None:
         """Multiply the whole pending displacement."""

@@ -81,17 +81,25 @@ def observe_decide_apply(batch: Batch, recording: Recording | None) -> Steps:
     Where it needs what the scan found, or is done before that is known, it yields None instead.
     """
     batch.enter()
-    vectors = batch.vectors()
-    vectors["u"] = batch.moments.update(batch, batch.coupled(vectors), vectors["p"])
+    x = batch.slices({}, Move(beta=batch.layout.per_slice(batch.moments.step_size(batch))))
+    given: list[list[Tensor]] = []
+    for rule in batch.rules[: batch.blind_rules]:
+        if rule.needs_stable_scale and batch.awaits_scan:
+            yield None
+        rule.decide(x, [])
+        given.append([])
+    if recording is None and batch.compiled is not None and batch.compiled.runs_through:
+        if batch.awaits_scan:
+            yield None
+        batch.compiled.take(x.move)
+        return
 
-    entries = batch.gram(vectors) if batch.entries else {}
+    entries = batch.observe(x.move, kept=recording is not None)
     if entries and batch.row_axes:
         stacked = yield torch.stack(list(entries.values())), batch.row_axes
         entries = dict(zip(entries, stacked.unbind()))
-
-    x = batch.slices(entries, Move(beta=batch.layout.per_slice(batch.moments.step_size(batch))))
-    given: list[list[Tensor]] = []
-    for rule in batch.rules:
+    x.entries.update(entries)
+    for rule in batch.rules[batch.blind_rules :]:
         if rule.needs_stable_scale and batch.awaits_scan:
             yield None
         parts = rule.sums(x)
@@ -106,10 +114,10 @@ def observe_decide_apply(batch: Batch, recording: Recording | None) -> Steps:
     if batch.awaits_scan:
         yield None
     if recording is None:
-        batch.apply(x.move, vectors)
+        batch.apply(x.move)
         batch.end()
     else:
-        recording.apply(batch, x, given, vectors)
+        recording.apply(batch, x, given)
 
 
 def _drive(steps: Sequence[Steps], look: Scan | None, processes: Processes) -> None:

@@ -122,25 +122,27 @@ class Recording:
         self._recorder = recorder
         self._seen: list[tuple[Batch, Slices, list[list[Tensor]], list[str], Tensor]] = []
 
-    def apply(self, batch: Batch, x: Slices, totals: list[list[Tensor]], vectors: dict[str, TensorList]) -> None:
+    def apply(self, batch: Batch, x: Slices, totals: list[list[Tensor]]) -> None:
         """Apply a batch's move, end its step, and measure what that did to the weights.
 
         Args:
             batch: the batch, with the move decided.
             x: what its rules saw.
             totals: the sums that each rule got.
-            vectors: the directions of the step.
         """
         asked = {name for rule in batch.rules for name in rule.inspects()}
+        vectors = batch.directions
         seen = dict(vectors)
-        seen["p"] = batch.before or [p.to(batch.dtype, copy=True) for p in batch.params]
+        started, batch.started = batch.started, None
+        assert started is not None, "a recorded step is observed with its weights kept"
+        seen["p"] = batch.before or started
         # What the step starts from: the weights themselves, which it overwrites, or with what their type cannot hold.
         exact = [p if w is stored else w for w, p, stored in zip(vectors["p"], seen["p"], batch.params)]
         if vectors.get("d") is vectors["p"]:
             seen["d"] = exact
         if any("u" in name for name in asked):
             seen["u"] = [u.clone() for u in vectors["u"]]  # it may be the momentum buffer, which a rule may rewrite
-        batch.apply(x.move, vectors)
+        batch.apply(x.move)
         batch.end()
         seen["q"] = batch.widen(batch.params)
         seen["s"] = torch._foreach_sub(seen["p"], seen["q"])
@@ -153,7 +155,8 @@ class Recording:
     def _reference(self, batch: Batch, seen: dict[str, TensorList], exact: TensorList) -> bool:
         if "d" in seen:
             seen["r"] = torch._foreach_sub(seen["d"], torch._foreach_sub(exact, seen["q"]))
-            seen["a"] = torch._foreach_sub(seen["q"], seen["r"])
+            zero = batch.group["anchor"] == "zero"
+            seen["a"] = [torch.zeros_like(q) for q in seen["q"]] if zero else batch.anchors()
         elif self._recorder.drift:
             seen["a"] = [self._recorder.origin(owner, p) for owner, p in zip(batch.owners, seen["p"])]
             seen["r"] = torch._foreach_sub(seen["q"], seen["a"])

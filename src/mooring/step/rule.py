@@ -25,6 +25,7 @@ class Rule:
         order: place in a step: 0 before the moments, 1 projection, 2 decay, 3 rescaling, 4 contraction. A recipe lists
             its rules in this order, because each sees the move as the rules before it left it.
         couples: ``"p"`` or ``"d"`` where the rule adds ``weight_decay`` times that to the gradient the moments see.
+        contracts: whether all the rule does to the move is :meth:`Move.contract`.
         needs_stable_scale: whether the rule reads the statistic that the moments provide for stable weight decay.
     """
 
@@ -33,6 +34,7 @@ class Rule:
     couples: str = ""
     writes: str = ""
     needs_anchor: bool = False
+    contracts: bool = False
     needs_stable_scale: bool = False
 
     def options(self) -> dict[str, Any]:

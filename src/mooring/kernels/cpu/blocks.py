@@ -1,0 +1,237 @@
+"""What is done to one block of elements while it lies in the first cache: moments, inner products, the move.
+
+Every formula stands here once, so it does not matter for a single bit in how many sweeps a tensor is worked on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from mooring.kernels.cpu.memory import OPTIONS
+
+ADAM, MOMENTUM, ADAI = 0, 1, 2
+"""Kinds of moments."""
+
+BLOCK = 512
+"""Elements worked on at a time: eight arrays of them fit the first cache."""
+SUMMED, STRAIGHT = 1 << 12, 1 << 16
+"""The same where no scratch is needed: as many as are added in the compute type, and as many as a piece has."""
+
+# The numbers of one tensor, in the compute type; what they mean is up to the kind of moments.
+FRESH, KEEP2, FRESH2, ROOT, FLOOR, KEEP1, SHARE = range(7)
+SCALE, COUPLED, BETA, TAU, KAPPA, BUFFER, AMOUNT = range(7, 14)
+NUMBERS = 14
+
+
+@njit(**OPTIONS)
+def adam(g, m, v, u, n, k):
+    """``m <- b1 m + (1-b1) g``, ``v <- b2 v + (1-b2) g^2``, ``u = m / (sqrt(v) root + floor)``."""
+    fresh, keep2, fresh2, root, floor = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR]
+    # As torch's lerp: from the nearer end.
+    if fresh < 0.5:
+        for i in range(n):
+            m_i = m[i] + fresh * (g[i] - m[i])
+            v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
+            m[i] = m_i
+            v[i] = v_i
+            u[i] = m_i / (np.sqrt(v_i) * root + floor)
+    else:
+        keep1 = k[KEEP1]
+        for i in range(n):
+            m_i = g[i] - (g[i] - m[i]) * keep1
+            v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
+            m[i] = m_i
+            v[i] = v_i
+            u[i] = m_i / (np.sqrt(v_i) * root + floor)
+
+
+@njit(**OPTIONS)
+def adam_moved(g, m, v, p, n, k, shrinks):
+    """The same and the move of a recipe that reads no sums, in one loop."""
+    fresh, keep2, fresh2, root, floor, beta, tau = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[BETA], k[TAU]
+    if shrinks:
+        for i in range(n):
+            m_i = m[i] + fresh * (g[i] - m[i])
+            v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
+            m[i] = m_i
+            v[i] = v_i
+            p[i] -= m_i / (np.sqrt(v_i) * root + floor) * beta + p[i] * tau
+    else:
+        for i in range(n):
+            m_i = m[i] + fresh * (g[i] - m[i])
+            v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
+            m[i] = m_i
+            v[i] = v_i
+            p[i] -= m_i / (np.sqrt(v_i) * root + floor) * beta
+
+
+@njit(**OPTIONS)
+def adam_direction(m, v, u, n, k):
+    """``u`` once more, from moments that are updated; ``v`` may be the running maximum, ``m`` a look ahead."""
+    root, floor = k[ROOT], k[FLOOR]
+    for i in range(n):
+        u[i] = m[i] / (np.sqrt(v[i]) * root + floor)
+
+
+@njit(**OPTIONS)
+def divided(u, v, n, k):
+    """The same in place, where the numerator is not m."""
+    root, floor = k[ROOT], k[FLOOR]
+    for i in range(n):
+        u[i] = u[i] / (np.sqrt(v[i]) * root + floor)
+
+
+@njit(**OPTIONS)
+def larger(x, v, n):
+    """``x <- max(x, v)``; NaN where either is."""
+    for i in range(n):
+        x[i] = v[i] if (v[i] > x[i] or v[i] != v[i]) else x[i]
+
+
+@njit(**OPTIONS)
+def ahead(x, g, out, n, keep, fresh):
+    """``keep x + fresh g``."""
+    for i in range(n):
+        out[i] = x[i] * keep + g[i] * fresh
+
+
+@njit(**OPTIONS)
+def momentum(g, b, n, k):
+    """``b <- keep b + share g``."""
+    keep, share = k[KEEP1], k[SHARE]
+    for i in range(n):
+        b[i] = b[i] * keep + g[i] * share
+
+
+@njit(**OPTIONS)
+def adai(g, m, v, product, n, k):
+    """Adaptive inertia: ``fresh = clip(share v, floor, 1)``, ``q <- q (1-fresh)``, ``m`` toward g by ``fresh``."""
+    keep2, fresh2, share, floor, mean = k[KEEP2], k[FRESH2], k[SHARE], k[FLOOR], k[ROOT]
+    one = k[KEEP1]
+    half = v.dtype.type(0.5)
+    for i in range(n):
+        v[i] = keep2 * v[i] + fresh2 * g[i] * g[i]
+        fresh = v[i] * share * mean
+        fresh = floor if fresh < floor else fresh
+        fresh = one if fresh > one else fresh
+        product[i] *= one - fresh
+        away = g[i] - m[i]
+        m[i] = m[i] + fresh * away if fresh < half else g[i] - away * (one - fresh)
+
+
+@njit(**OPTIONS)
+def adai_direction(m, product, u, n, k):
+    """``u = m / (1 - q)``."""
+    one = k[KEEP1]
+    for i in range(n):
+        u[i] = m[i] / (one - product[i])
+
+
+@njit(**OPTIONS)
+def scaled(x, out, n, factor):
+    """``factor x``."""
+    for i in range(n):
+        out[i] = x[i] * factor
+
+
+@njit(**OPTIONS)
+def plus(x, g, out, n, factor):
+    """``factor x + g``."""
+    for i in range(n):
+        out[i] = x[i] * factor + g[i]
+
+
+@njit(**OPTIONS)
+def difference(x, y, out, n):
+    """``x - y``."""
+    for i in range(n):
+        out[i] = x[i] - y[i]
+
+
+@njit(**OPTIONS)
+def move(p, u, d, n, k, shrinks, anchors):
+    """``p <- p - s``, ``s = beta u + tau p + kappa d`` in this order, each product and sum rounded.
+
+    ``anchors``: 0 without kappa, 1 with it, 2 where the anchor is zero and d is p.
+    """
+    beta, tau, kappa = k[BETA], k[TAU], k[KAPPA]
+    if anchors == 2:  # d is the memory that is written: read it as p
+        if shrinks:
+            for i in range(n):
+                p[i] -= u[i] * beta + p[i] * tau + p[i] * kappa
+        else:
+            for i in range(n):
+                p[i] -= u[i] * beta + p[i] * kappa
+    elif anchors == 1:
+        if shrinks:
+            for i in range(n):
+                p[i] -= u[i] * beta + p[i] * tau + d[i] * kappa
+        else:
+            for i in range(n):
+                p[i] -= u[i] * beta + d[i] * kappa
+    elif shrinks:
+        for i in range(n):
+            p[i] -= u[i] * beta + p[i] * tau
+    else:
+        for i in range(n):
+            p[i] -= u[i] * beta
+
+
+@njit(**OPTIONS)
+def contract(p, a, n, amount, zero):
+    """``p <- p - amount (p - a)``; ``zero``: the anchor is zero."""
+    if zero:
+        for i in range(n):
+            p[i] -= p[i] * amount
+    else:
+        for i in range(n):
+            p[i] -= (p[i] - a[i]) * amount
+
+
+@njit(**OPTIONS)
+def projected(b, p, n, radial):
+    """``b <- b - radial p``."""
+    for i in range(n):
+        b[i] -= p[i] * radial
+
+
+@njit(fastmath={"reassoc"}, **OPTIONS)
+def dot(a, b, n):
+    """A block's inner product, added in as many lanes as the processor has; the same wherever it is called."""
+    sum_ = a.dtype.type(0)
+    for i in range(n):
+        sum_ += a[i] * b[i]
+    return np.float64(sum_)
+
+
+@njit(fastmath={"reassoc"}, **OPTIONS)
+def dots(a, b, n):
+    """``<a,a>``, ``<a,b>`` and ``<b,b>`` of a block in one loop."""
+    aa = a.dtype.type(0)
+    ab, bb = aa, aa
+    for i in range(n):
+        aa += a[i] * a[i]
+        ab += a[i] * b[i]
+        bb += b[i] * b[i]
+    return np.float64(aa), np.float64(ab), np.float64(bb)
+
+
+@njit(fastmath={"reassoc"}, **OPTIONS)
+def total(a, n):
+    """The sum of a block's elements."""
+    sum_ = a.dtype.type(0)
+    for i in range(n):
+        sum_ += a[i]
+    return np.float64(sum_)
+
+
+@njit(fastmath={"reassoc"}, **OPTIONS)
+def maximum_to_be(x, v, g, n, k):
+    """The sum of ``max(x, v)`` with v as it will be after the step."""
+    keep2, fresh2 = k[KEEP2], k[FRESH2]
+    sum_ = x.dtype.type(0)
+    for i in range(n):
+        v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
+        sum_ += v_i if (v_i > x[i] or v_i != v_i) else x[i]
+    return np.float64(sum_)

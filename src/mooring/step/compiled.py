@@ -1,0 +1,477 @@
+"""A batch's step in compiled kernels: addresses instead of tensors, and rules on a tape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mooring.kernels import choice
+from mooring.kernels.cpu import blocks, sweep
+from mooring.kernels.cpu.memory import BFLOAT16, FLOAT16, SAME
+from mooring.kernels.cpu.program import CODE, Program
+from mooring.kernels.cpu.threads import scratch, share
+from mooring.step.move import Move
+from mooring.step.shards import like_shard
+from mooring.step.shards import local as local_of
+from mooring.step.tape import NotTaped, Taped, tape_rules
+
+if TYPE_CHECKING:
+    from mooring.step.batch import Batch
+
+PIECE = 1 << 16
+"""Elements of a slice that are summed in one go."""
+WHOLE = 1 << 22
+"""Up to so many elements, a tensor is observed, decided and moved by one thread before the next is touched."""
+_STORED = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+_KINDS = {"adam": blocks.ADAM, "momentum": blocks.MOMENTUM, "adai": blocks.ADAI}
+_ROUNDINGS = {"nearest": sweep.NEAREST, "stochastic": sweep.STOCHASTIC, "kahan": sweep.KAHAN}
+_STEP = -1
+_LETTERS = "gpud"
+_NO_PAIRS = np.zeros((0, 5), np.int64)
+_NO_ROWS = np.zeros((1, 0))
+
+
+def unserved(batch: Batch) -> str:
+    """Why the kernels cannot take a batch's step; empty where they can."""
+    if batch.device.type != "cpu":
+        return f"the kernels of the backend 'numba' are for the CPU, and these parameters are on {batch.device}"
+    if not batch.moments.compiled:
+        return f"there is no kernel for {batch.moments.describe(batch.group).split('(')[0]}"
+    if batch.owners[0].is_complex():
+        return "the kernels take no complex numbers"
+    if batch.owners[0].dtype not in (torch.float32, torch.float64, *_STORED):
+        return f"the kernels do not take {batch.owners[0].dtype}"
+    if batch.layout.along_other_dims:
+        return "the kernels take rows along dimension 0"
+    narrow = batch.group.get("state_dtype") == "bfloat16" and batch.dtype == torch.float32
+    if narrow and any(rule.rewrites(batch.group) for rule in batch.rules):
+        return "a rule rewrites moments that are kept in bfloat16"
+    if any(not _dense(p) for p in batch.params):
+        return "a parameter is a view with gaps"
+    return ""
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether the elements fill their memory, whole rows of dimension 0 one after the other."""
+    if x.is_contiguous():
+        return True
+    expected = 1
+    order = sorted(range(x.ndim), key=lambda d: (x.stride(d), d != 0, x.shape[d]))
+    for d in order:
+        if x.shape[d] != 1 and x.stride(d) != expected:
+            return False
+        expected *= x.shape[d]
+    return all(x.shape[0] == 1 or x.stride(0) >= x.stride(d) for d in range(x.ndim) if x.shape[d] != 1)
+
+
+class Compiled:
+    """The kernels' view of one batch.
+
+    Args:
+        batch: a batch that :func:`unserved` has nothing against.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.like = np.empty(1, np.float64 if batch.dtype == torch.float64 else np.float32)
+        tensors = len(batch.params)
+        self.table = np.zeros((tensors, sweep.COLUMNS), np.int64)
+        self.numbers = np.zeros((tensors, blocks.NUMBERS))
+        self.how = self._settings()
+        self._cut()
+        self.slices = batch.layout.slices
+        self.coefficients = np.zeros((4, self.slices))
+        self.pairs = _products(batch.entries)
+        self.entries = np.zeros((len(batch.entries), self.slices))
+        self.partial = np.zeros((len(self.pieces), len(batch.entries)))
+        self._sums = np.zeros((len(self.pieces), 1)), np.zeros((1, self.slices))
+        self.taped = self._tape()
+        self.program = Program() if self.taped is None else _program(self.taped, batch.entries)
+        self.early = self._moves_early()
+        self._set_program()
+        self._observed = False
+        self._kept: list[Tensor] = []
+        self._contiguous = False
+        # By column: addresses as they were put in the table, and the tensors that lie there.
+        self._seen: dict[int, list[int]] = {}
+        self._held: dict[int, list[Tensor]] = {}
+        self._steps = np.zeros(0, np.int64)
+
+    # What is fixed with the plan.
+
+    def _settings(self) -> np.ndarray:
+        batch, group = self.batch, self.batch.group
+        how = np.zeros(sweep.SETTINGS, np.int64)
+        how[sweep.WEIGHTS] = _STORED.get(batch.owners[0].dtype, SAME)
+        how[sweep.MOMENTS] = BFLOAT16 if self._narrow_moments() else SAME
+        how[sweep.ROUNDING] = _ROUNDINGS[group.get("rounding", "nearest")] if how[sweep.WEIGHTS] != SAME else 0
+        how[sweep.KIND] = _KINDS[batch.moments.compiled]
+        for at, on in zip((sweep.AMSGRAD, sweep.NESTEROV, sweep.PLAIN), batch.moments.compiled_options(group)):
+            how[at] = on
+        couples = "".join(rule.couples for rule in batch.rules)
+        how[sweep.COUPLES] = {"": 0, "p": 1, "d": 2}[couples]
+        moved = "".join(rule.writes for rule in batch.rules)
+        how[sweep.TAUS] = "p" in moved
+        how[sweep.KAPPAS] = "d" in moved
+        how[sweep.OFFSETS] = batch.anchored
+        how[sweep.BUFFERS] = any(rule.rewrites(group) for rule in batch.rules)
+        how[sweep.ANCHOR] = sweep.ZERO if group.get("anchor") == "zero" else SAME
+        return how
+
+    def _narrow_moments(self) -> bool:
+        return self.batch.dtype == torch.float32 and self.batch.group.get("state_dtype") == "bfloat16"
+
+    def _cut(self) -> None:
+        """Cut slices into pieces, and pieces into units for the threads."""
+        batch = self.batch
+        rows, lengths = batch.layout.counts_and_lengths
+        pieces: list[np.ndarray] = []
+        self.of_tensor = np.zeros((len(rows), 3), np.int64)
+        at = at_slice = 0
+        for t, (n, length) in enumerate(zip(rows, lengths)):
+            each = max(1, -(-length // PIECE))
+            which, part = np.divmod(np.arange(n * each), each)
+            first = which * length + part * PIECE
+            count = np.minimum(PIECE, length - part * PIECE)
+            pieces.append(np.stack([np.full_like(which, t), at_slice + which, first, count], 1))
+            self.of_tensor[t] = t, at, at + len(which)
+            at += len(which)
+            at_slice += n
+        self.pieces = np.concatenate(pieces).astype(np.int64) if pieces else np.zeros((0, 4), np.int64)
+        sizes = np.array([p.numel() for p in batch.params], np.int64)
+        self.of_tensor = self.of_tensor[sizes > 0]
+        self.sizes = sizes[sizes > 0]
+        self.chunks = _chunks(self.pieces, self.of_tensor)
+        small = self.sizes <= WHOLE
+        self.small, self.large = self.of_tensor[small], self.of_tensor[~small]
+        self.large_chunks = _chunks(self.pieces, self.large)
+
+    def _tape(self) -> Taped | None:
+        batch = self.batch
+        if batch.shard_axes:
+            return None
+        try:
+            return tape_rules(batch.rules, batch.group, batch.entries)
+        except NotTaped:
+            return None
+
+    def _moves_early(self) -> bool:
+        """Whether only a last contraction depends on inner products: everything before it can move at once."""
+        batch = self.batch
+        if not batch.rules or not batch.rules[-1].contracts or not batch.layout.one_each or self.how[sweep.BUFFERS]:
+            return False
+        exact = self.how[sweep.WEIGHTS] == SAME or self.how[sweep.ROUNDING] == sweep.KAHAN
+        return batch.blind_rules == len(batch.rules) - 1 and exact
+
+    def _set_program(self) -> None:
+        program, batch = self.program, self.batch
+        rows = int((self.of_tensor[:, 2] - self.of_tensor[:, 1]).max(initial=1))
+        self._most_rows = rows
+        self._wires = np.array([-1 if i is None else i for i in program.entries], np.int64)
+        self._ports = np.array(list(program.inputs.values()), np.int64)
+        self._outputs = np.array(program.outputs or [-1] * 5, np.int64)
+        if self.early:
+            self._outputs[:4] = -1
+        self._flags = np.zeros((len(batch.params) + 1, len(program.flags)))
+        self._flags[-1] = list(program.flags.values())
+        self._inputs = np.zeros((len(batch.params), len(self._ports)))
+
+    # What changes from step to step.
+
+    def begin(self) -> np.ndarray:
+        """Count the step, and find everything in memory again: hosts replace weights and state sometimes.
+
+        Returns:
+            The number of this step for each tensor, (T,) float64.
+        """
+        batch = self.batch
+        if batch.sharded or [p.data_ptr() for p in batch.owners] != self._seen.get(sweep.P):
+            batch.look_up()
+            self._seen = {} if batch.sharded else {sweep.P: [p.data_ptr() for p in batch.owners]}
+            self.table[:, sweep.P] = [p.data_ptr() for p in batch.params]
+            self._contiguous = all(p.is_contiguous() for p in batch.params)
+        names = batch.moments.state_names(batch.group)
+        for at, name in zip((sweep.M, sweep.V, sweep.X), batch.moments.state_names({**batch.group, "amsgrad": True})):
+            if name in names:
+                self._put(at, [s[name] for s in batch.states], name)
+        if self.how[sweep.OFFSETS] and self.how[sweep.ANCHOR] != sweep.ZERO:
+            anchors = batch.stored_anchors()
+            self.how[sweep.ANCHOR] = _STORED.get(anchors[0].dtype, SAME)
+            self._put(sweep.A, anchors, None)
+        if self.how[sweep.ROUNDING] == sweep.KAHAN:
+            self._put(sweep.REST, [s["compensation"] for s in batch.states], "compensation")
+        return self._count()
+
+    def _count(self) -> np.ndarray:
+        steps = [s["step"] for s in self.batch.states]
+        addresses = [s.data_ptr() for s in steps]
+        if addresses != self._seen.get(_STEP):
+            if any(s.dtype != torch.float32 or s.device.type != "cpu" for s in steps):
+                torch._foreach_add_(steps, 1)
+                return torch.stack([s.to("cpu", torch.float64) for s in steps]).numpy()
+            self._seen[_STEP] = addresses
+            self._held[_STEP] = steps
+            self._steps = np.array(addresses, np.int64)
+        out = np.empty(len(steps))
+        sweep.count(self._steps, out)
+        return out
+
+    def _put(self, column: int, given: Sequence[Tensor], name: str | None) -> None:
+        """Addresses of tensors that lie in memory as the weights do; others are laid out anew, in the state too."""
+        tensors = [local_of(x) for x in given] if self.batch.sharded else list(given)
+        addresses = [x.data_ptr() for x in tensors]
+        if name is not None and addresses == self._seen.get(column):
+            return  # the state's tensors, where and as they were
+        self._held[column] = tensors
+        if not (self._contiguous and all(x.is_contiguous() for x in tensors)):
+            for i, (x, p) in enumerate(zip(tensors, self.batch.params)):
+                if x.stride() != p.stride() and x.numel() > 1:
+                    tensors[i] = torch.empty_like(p, dtype=x.dtype).copy_(x)
+                    if name is not None:
+                        self.batch.states[i][name] = like_shard(tensors[i], self.batch.owners[i])
+            addresses = [x.data_ptr() for x in tensors]
+        if name is not None:
+            self._seen[column] = addresses
+        self.table[:, column] = addresses
+
+    def _gradients(self) -> None:
+        batch = self.batch
+        gradients = batch.stored_gradients()
+        if any(g.dtype != p.dtype for g, p in zip(gradients, batch.params)):
+            gradients = [g.to(p.dtype) for g, p in zip(gradients, batch.params)]
+        self._put(sweep.G, gradients, None)
+        factor = 1.0 if batch.factor is None else float(batch.factor)
+        # The factor is rounded to the compute type, as a gradient that is multiplied in torch sees it.
+        self.numbers[:, blocks.SCALE] = -factor if batch.group.get("maximize", False) else factor
+        if self.how[sweep.COUPLES]:
+            self.numbers[:, blocks.COUPLED] = batch.host_options("weight_decay")
+
+    def squares(self, coupled: bool) -> Tensor:
+        """Each tensor's sum of squares of the gradient, (T,) float64; this process's part.
+
+        Args:
+            coupled: of the gradient that the moments see.
+        """
+        self._gradients()
+        couples = self.how[sweep.COUPLES]
+        self.how[sweep.COUPLES] = couples if coupled else 0
+        try:
+            return self._sum(sweep.SQUARES)
+        finally:
+            self.how[sweep.COUPLES] = couples
+
+    def maximum_sums(self) -> Tensor:
+        """Each tensor's sum of the running maximum of the second moment as it will be after the step, (T,) float64."""
+        self._gradients()
+        self._fill_numbers()
+        return self._sum(sweep.SUMS)
+
+    def _sum(self, what: int) -> Tensor:
+        partial, slices = self._sums
+        self._walk(what, self.chunks, partial=partial, pairs=_NO_PAIRS)
+        self._walk(sweep.REDUCE, self.of_tensor, partial=partial, entries=slices)
+        per_slice = torch.from_numpy(slices[0].copy())
+        return self.batch.layout.per_tensor([per_slice])[0]
+
+    def _fill_numbers(self) -> None:
+        for name, value in self.batch.moments.compiled_numbers(self.batch).items():
+            self.numbers[:, getattr(blocks, name.upper())] = value
+
+    # The step.
+
+    @property
+    def runs_through(self) -> bool:
+        """Whether the rules are on a tape, so that the kernel can take the whole step."""
+        return self.taped is not None
+
+    def take(self, move: Move) -> None:
+        """The whole step of a batch that is not sharded.
+
+        Args:
+            move: the pending displacement of the rules that need no inner products, where that is all of them or
+                where only a contraction follows; otherwise not read.
+        """
+        self._gradients()
+        self._fill_numbers()
+        self._draw()
+        if not self.batch.entries:
+            self._set(move)
+            self._walk(sweep.OBSERVE | sweep.EARLY, self.chunks)
+            return
+        self._fill_inputs()
+        early = 0
+        if self.early:
+            self._set(move)
+            early = sweep.EARLY
+        everything = sweep.OBSERVE | sweep.REDUCE | sweep.DECIDE | sweep.APPLY | early
+        if len(self.small):
+            self._walk(everything, self.small, keep=not early)
+        if len(self.large):
+            self._walk(sweep.OBSERVE | early, self.large_chunks)
+            self._walk(sweep.REDUCE | sweep.DECIDE, self.large)
+            self._walk(sweep.APPLY | early, self.large_chunks)
+        assert self.taped is not None
+        for i, name in enumerate(self.program.flags):
+            self.batch.raise_flag(name, torch.from_numpy(self._flags[:-1, i] != 0))
+
+    def observe(self, move: Move, kept: bool) -> dict[str, Tensor]:
+        """Update the moments and form the inner products, where rules are evaluated in torch; this process's part.
+
+        Args:
+            move: the pending displacement of the rules that read no inner product.
+            kept: form u also where nothing reads it, and keep it for :meth:`directions`.
+        """
+        self._gradients()
+        self._fill_numbers()
+        self._draw()
+        self._observed = kept or bool(self.batch.entries)
+        if not self._observed:
+            return {}
+        if kept or self.how[sweep.MOMENTS] != SAME:  # from moments that have been rounded it cannot be formed again
+            self._kept = [torch.empty_like(p, dtype=self.batch.dtype) for p in self.batch.params]
+            self.table[:, sweep.U] = [x.data_ptr() for x in self._kept]
+        if self.early:
+            self._set(move)
+        self._walk(sweep.OBSERVE | (sweep.EARLY if self.early else 0), self.chunks)
+        self._walk(sweep.REDUCE, self.of_tensor)
+        return {name: torch.from_numpy(row.copy()) for name, row in zip(self.batch.entries, self.entries)}
+
+    def directions(self) -> list[Tensor]:
+        """The update direction of every tensor, as :meth:`observe` kept it."""
+        group, moments = self.batch.group, self.batch.moments
+        _, nesterov, bare = moments.compiled_options(group)
+        if moments.compiled == "momentum" and not nesterov and not bare and self.how[sweep.MOMENTS] == SAME:
+            return [b.clone() for b in self.batch.state("momentum_buffer")]
+        return self._kept
+
+    def apply(self, move: Move) -> None:
+        """Move the weights."""
+        if not self._observed:
+            self._set(move)
+            self._walk(sweep.OBSERVE | sweep.EARLY, self.chunks)
+        elif self.early:
+            amount = move.contraction
+            self.numbers[:, blocks.AMOUNT] = 0.0 if amount is None else amount.numpy()
+            self._walk(sweep.APPLY | sweep.EARLY, self.chunks)
+        else:
+            self._set(move)
+            self._walk(sweep.APPLY, self.chunks)
+        self.table[:, sweep.U], self._kept = 0, []
+
+    def _set(self, move: Move) -> None:
+        for at, c in enumerate((move.beta, move.tau, move.kappa, move.buffer)):
+            self.coefficients[at] = 0.0 if c is None else c.numpy()
+
+    def _fill_inputs(self) -> None:
+        for at, name in enumerate(self.program.inputs):
+            self._inputs[:, at] = self.batch.number(name).numpy()
+
+    def _draw(self) -> None:
+        """Random bits for what is rounded in this step."""
+        batch = self.batch
+        if self.how[sweep.ROUNDING] == sweep.STOCHASTIC:
+            self._put(sweep.BITS, batch.random_bits("weight"), None)
+        if self.how[sweep.MOMENTS] != SAME:
+            for at, name in zip((sweep.BITS_M, sweep.BITS_V), batch.moments.state_names(batch.group)):
+                self._put(at, batch.random_bits(name), None)
+
+    def _walk(
+        self,
+        what: int,
+        units: np.ndarray,
+        keep: bool = False,
+        pairs: np.ndarray | None = None,
+        partial: np.ndarray | None = None,
+        entries: np.ndarray | None = None,
+    ) -> None:
+        program = self.program
+        largest = int(self.sizes[self.sizes <= WHOLE].max(initial=0)) if keep and self.how[sweep.KIND] != 1 else 0
+
+        def work(first: int, last: int) -> None:
+            registers = scratch("registers", len(program.wide) * self._most_rows, np.float64)
+            registers = registers[: len(program.wide) * self._most_rows].reshape(len(program.wide), self._most_rows)
+            for register, value in program.constants:
+                registers[register] = value
+            kept = scratch("kept", largest, self.like.dtype) if keep else self.like[:0]
+            sweep.walk(
+                what, units, self.pieces, self.table, self.how, self.numbers, self.pairs if pairs is None else pairs,
+                self.partial if partial is None else partial, self.entries if entries is None else entries,
+                self.coefficients, program.steps, program.wide, self._wires, self._inputs, self._ports, registers,
+                self._outputs, self._flags, self.like,
+                scratch("blocks", sweep.SCRATCH * blocks.BLOCK, self.like.dtype), kept, first, last,
+            )  # fmt: skip
+
+        if len(units):
+            if not choice.ready():
+                choice.first_time(lambda: work(0, 0))
+            share(work, _bounds(self._elements(units)))
+
+    def _elements(self, units: np.ndarray) -> np.ndarray:
+        ends = np.concatenate([[0], np.cumsum(self.pieces[:, 3])])
+        sizes: np.ndarray = ends[units[:, 2]] - ends[units[:, 1]]
+        return sizes
+
+
+def _products(entries: Sequence[str]) -> np.ndarray:
+    """Which inner products to form, three in one loop where a pair of letters needs at least two of them."""
+    left = {name: i for i, name in enumerate(entries)}
+    out = []
+    for a, b in ("gp", "du", "pu", "gu", "gd", "pd"):
+        if a + b not in left and b + a not in left:
+            continue
+        three = [left.get(a + a, -1), left.get(a + b, left.get(b + a, -1)), left.get(b + b, -1)]
+        if sum(i >= 0 for i in three) >= 2:
+            out.append([_LETTERS.index(a), _LETTERS.index(b), *three])
+            for name in (a + a, a + b, b + a, b + b):
+                left.pop(name, None)
+    for name, i in left.items():
+        out.append([_LETTERS.index(name[0]), _LETTERS.index(name[1]), -1, i, -1])
+    return np.array(out, np.int64).reshape(-1, 5)
+
+
+def _chunks(pieces: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Units of at most about PIECE elements, each of one tensor."""
+    out = []
+    for t, begin, end in units:
+        sizes = pieces[begin:end, 3]
+        if sizes.sum() <= PIECE:
+            out.append((t, begin, end))
+            continue
+        number = np.cumsum(sizes) // PIECE
+        cuts = np.flatnonzero(np.diff(number)) + 1
+        edges = [begin, *(begin + cuts), end]
+        out += [(t, a, b) for a, b in pairwise(edges) if b > a]
+    return np.array(out, np.int64).reshape(-1, 3)
+
+
+def _bounds(elements: np.ndarray) -> list[tuple[int, int]]:
+    """Runs of units for the threads: a few for each, none too small to be worth handing over."""
+    total = int(elements.sum())
+    parts = max(1, min(4 * torch.get_num_threads(), total // PIECE, len(elements)))
+    if parts == 1:
+        return [(0, len(elements))]
+    edges = np.searchsorted(np.cumsum(elements), total * np.arange(1, parts) / parts) + 1
+    cuts = [0, *np.unique(edges).tolist(), len(elements)]
+    return [(a, b) for a, b in pairwise(cuts) if b > a]
+
+
+def _program(taped: Taped, entries: Sequence[str]) -> Program:
+    """A tape with its numbers placed in registers."""
+    steps = np.zeros((len(taped.tape.steps), 6), np.int64)
+    for i, (name, out, operands, wide) in enumerate(taped.tape.steps):
+        padded = [*operands, *[operands[0]] * (3 - len(operands))]
+        steps[i] = [CODE[name], out, *padded, int(wide)]
+    return Program(
+        steps,
+        np.array(taped.tape.wide, np.int64),
+        [(register, value) for value, register in taped.tape.constants.items()],
+        [taped.entries.get(name, -1) for name in entries],
+        dict(taped.tape.inputs),
+        [taped.outputs.get(name, -1) for name in ("beta", "tau", "kappa", "buffer", "contraction")],
+        dict(taped.flags),
+    )
