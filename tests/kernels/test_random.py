@@ -101,7 +101,7 @@ def test_a_piece_holds_the_numbers_of_the_whole(law: str, rectangle: Any, seed: 
     part = fresh([b - a for a, b in cuts], law)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(random._BLOCK, "cpu", 37)
-        patch.setattr(random, "_LONG", long)
+        patch.setattr(random, "SMALL", long)
         random.fill(part, seed, law, whole, tuple(a for a, _ in cuts))
     assert torch.equal(part, everything[window])
 
@@ -114,6 +114,19 @@ def test_neither_the_block_nor_the_length_of_a_draw_changes_a_number(law: str, m
     monkeypatch.setitem(random._BLOCK, "cpu", 1001)
     assert torch.equal(drawn(200_001, law, 1), long)
     assert torch.equal(before, torch.get_rng_state()), "the user's generator is not touched"
+
+
+@every_law
+def test_tensors_that_are_drawn_together_get_their_own_numbers(law: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, "SMALL", 200)
+    monkeypatch.setitem(random._BLOCK, "cpu", 500)
+    shapes = [(3, 5), (), (0, 2), (7,), (200,), (201,), (20, 9), (1000,), *[(2, 3)] * 90]
+    outs, seeds = [fresh(shape, law) for shape in shapes], [random.key("many", i) for i in range(len(shapes))]
+    places = [(shape, (0,) * len(shape)) for shape in shapes]
+    places[3], places[6] = ((9,), (1,)), ((20, 11), (0, 2))  # pieces
+    random.fill_all(outs, seeds, law, places)
+    for out, seed, (whole, offset) in zip(outs, seeds, places):
+        assert torch.equal(out, random.fill(torch.empty_like(out), seed, law, whole, offset))
 
 
 def test_float64_gets_the_numbers_of_float32() -> None:
@@ -151,6 +164,7 @@ def test_keys_differ_and_are_the_same_everywhere() -> None:
     assert len(keys) == 2700
     assert random.key("rounding", "weight", 3, 5) == 0x32AB59BC08F84A84, "checkpoints resume with the same bits"
     assert all(0 <= k < 2**64 for k in keys)
+    assert random.key("weight", 3, after=random.key("rounding")) == random.key("rounding", "weight", 3)
 
 
 # The laws. Seeds are fixed, so nothing here fails by chance; bounds are five standard errors.

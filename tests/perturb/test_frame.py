@@ -98,7 +98,7 @@ def _interrupt_while_placing(
 ) -> None:
     original = optimizer._weights.place
 
-    def interrupted(offset: Any) -> None:
+    def interrupted(offset: Any, many: Any = None) -> None:
         calls = 0
 
         def third(member: Any, wide: Tensor) -> Any:

@@ -16,8 +16,9 @@ whatever the processor, and on any device whose operations are those of IEEE 754
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
@@ -51,12 +52,12 @@ UNIFORM = 8.065489942588044e-10  # sqrt(3) / 2^31
 _SIGN, _REST = -(1 << 31), (1 << 31) - 1
 
 
-def key(*parts: int | str) -> int:
+def key(*parts: int | str, after: int = 0) -> int:
     """Mix integers and strings into 64 bits (splitmix64 over the parts; strings as FNV-1a).
 
-    The same on every machine and in every process, unlike ``hash``.
+    The same on every machine and in every process, unlike ``hash``. ``after`` is a key whose parts come before these.
     """
-    state = 0
+    state = after
     for part in parts:
         state = _mix(state ^ (_fnv(part) if isinstance(part, str) else part & _MASK))
     return state
@@ -99,7 +100,7 @@ def fill(
         return out.copy_(fill(torch.empty_like(out, dtype=torch.float32), seed, law, whole, offset))
     starts, run = runs(tuple(out.shape), whole, offset)
     flat, block = out.view(-1), _BLOCK.get(out.device.type, _BLOCK_ELSEWHERE)
-    if run >= _LONG or len(starts) == 1:
+    if run > SMALL or len(starts) == 1:
         for i, first in enumerate(starts.tolist()):
             _run(flat[i * run : (i + 1) * run], seed, law, first, block)
     else:
@@ -107,7 +108,56 @@ def fill(
     return out
 
 
-_LONG = 1 << 12  # runs that are drawn one by one
+SMALL = 1 << 12  # tensors of at most so many elements are drawn together; longer runs one by one
+
+
+def fill_all(
+    outs: Sequence[Tensor],
+    seeds: Sequence[int],
+    law: str,
+    places: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+) -> None:
+    """The same as :func:`fill` for many tensors; small ones on one device are drawn together.
+
+    Args:
+        outs: the pieces.
+        seeds: one for each.
+        law: a key of :data:`LAWS`.
+        places: the shape of the whole tensor and where the piece begins in it, for each.
+    """
+    small: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, int]]] = {}
+    for out, seed, (whole, offset) in zip(outs, seeds, places):
+        if 0 < out.numel() <= SMALL and whole == tuple(out.shape) and out.is_contiguous():
+            small.setdefault((out.device, out.dtype), []).append((out, seed))
+        else:
+            fill(out, seed, law, whole, offset)
+    for (device, _), pairs in small.items():
+        if device.type == "meta":
+            continue
+        block, filled = _BLOCK.get(device.type, _BLOCK_ELSEWHERE), 0
+        chunk: list[tuple[Tensor, int]] = []
+        for pair in pairs:
+            if chunk and filled + pair[0].numel() > block:
+                _together(chunk, law)
+                chunk, filled = [], 0
+            chunk.append(pair)
+            filled += pair[0].numel()
+        _together(chunk, law)
+
+
+def _together(pairs: list[tuple[Tensor, int]], law: str) -> None:
+    make, per, _ = LAWS[law]
+    device = pairs[0][0].device
+    lengths = [-(-out.numel() // per) for out, _ in pairs]
+    total = sum(lengths)
+    starts = [0, *accumulate(lengths)][:-1]
+    # What is added to a word's number times GAMMA: that of the first word of its tensor is 0.
+    keys = [stream(seed) for _, seed in pairs]
+    numbers = [_signed(one - start * GAMMA) for (one, _), start in zip(keys, starts)]
+    table = torch.tensor([numbers, [_signed(two) for _, two in keys], lengths], device=device)
+    one, two = table[:2].repeat_interleave(table[2], dim=1, output_size=total)
+    values = torch.split(make(_mixed(one.add_(_counters(total, device)), two)), [n * per for n in lengths])
+    torch._foreach_copy_([out.view(-1) for out, _ in pairs], [v[: out.numel()] for v, (out, _) in zip(values, pairs)])
 
 
 def runs(shape: tuple[int, ...], whole: tuple[int, ...] | None, offset: tuple[int, ...] | None) -> tuple[Tensor, int]:
@@ -158,14 +208,18 @@ def words(multiples: Tensor, seed: int, first: int) -> Tensor:
         first: the number of the first word.
     """
     one, two = stream(seed)
-    x = multiples + _signed(one + first * GAMMA)
+    return _mixed(multiples + _signed(one + first * GAMMA), _signed(two))
+
+
+def _mixed(x: Tensor, two: Tensor | int) -> Tensor:
+    """SplitMix64's function of ``x``, with a word of key added in the middle; in place."""
     scratch = torch.empty_like(x)
 
     def shifted(by: int) -> Tensor:  # without the copies of the sign
         torch.bitwise_right_shift(x, by, out=scratch)
         return scratch.bitwise_and_((1 << (64 - by)) - 1)
 
-    x.bitwise_xor_(shifted(30)).mul_(_signed(MIX1)).add_(_signed(two))
+    x.bitwise_xor_(shifted(30)).mul_(_signed(MIX1)).add_(two)
     x.bitwise_xor_(shifted(27)).mul_(_signed(MIX2))
     return x.bitwise_xor_(shifted(31))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from mooring.kernels import random
 from mooring.kernels.eager import row_sums
-from mooring.perturb.weights import Member
+from mooring.perturb.weights import Member, Pair
 from mooring.step.batch import compute_dtype
 from mooring.step.shards import all_sum, sharding
 
@@ -30,6 +31,28 @@ def draw(member: Member, law: str, seed: int, scale: float = 1.0) -> Tensor:
     out = torch.empty(part.shape, dtype=compute_dtype(part.dtype), device=part.device)
     random.fill(out, seed, law, where.whole, where.offset)
     return out if scale == 1 else out.mul_(scale)
+
+
+def shake(pairs: list[Pair], law: str, noise: Callable[[Member], tuple[int, float]]) -> list[Pair]:
+    """Place small parameters at their saved values plus noise that is drawn for all of them together.
+
+    Args:
+        pairs: parameters and saved values.
+        law: one of ``LAWS``.
+        noise: the seed and the standard deviation for a parameter; it stays where that is 0.
+
+    Returns:
+        The others.
+    """
+    small = [(m, saved, *noise(m)) for m, saved in pairs if saved.numel() <= random.SMALL]
+    small = [entry for entry in small if entry[3] != 0]
+    if small:
+        members, saved, seeds, scales = zip(*small)
+        out = [torch.empty(x.shape, dtype=compute_dtype(x.dtype), device=x.device) for x in saved]
+        random.fill_all(out, seeds, law, [(where.whole, where.offset) for where in (m.where for m in members)])
+        for member, x, u, scale in zip(members, saved, out, scales):
+            member.local().copy_(u.mul_(scale).add_(x) if not x.is_complex() else x + u.mul_(scale))
+    return [pair for pair in pairs if pair[1].numel() > random.SMALL]
 
 
 def row_sizes(member: Member, wide: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing_extensions import override
 from mooring.kernels import random
 from mooring.optim.around import required
 from mooring.perturb.frame import Perturbed, Stage, check_size
-from mooring.perturb.noise import LAWS, draw, row_sizes
+from mooring.perturb.noise import LAWS, draw, row_sizes, shake
 from mooring.perturb.replicas import replica
 from mooring.perturb.weights import Member
 
@@ -150,15 +150,23 @@ class NSO(Perturbed):
         step = self.param_groups[0]["noise_draws"]
         copy = replica(self.param_groups, self.model) if self._config["per_rank"] else 0
 
-        def offset(member: Member, wide: Tensor) -> Tensor | None:
-            sigma = self._sigma(member.group, step)
-            if sigma == 0:
-                return None
-            seed = random.key("nso", member.group["noise_seed"], step, j, copy, member.name)
-            noise = draw(member, self._config["noise"], seed, sign * sigma)
-            return noise.mul_(row_sizes(member, wide)) if self._config["relative"] else noise
+        law = self._config["noise"]
+        whose: dict[int, int] = {}  # a group's seed is mixed once, and each name after it
 
-        self._weights.place(offset)
+        def noise(member: Member) -> tuple[int, float]:
+            group = member.group
+            if id(group) not in whose:
+                whose[id(group)] = random.key("nso", group["noise_seed"], step, j, copy)
+            return random.key(member.name, after=whose[id(group)]), sign * self._sigma(group, step)
+
+        def offset(member: Member, wide: Tensor) -> Tensor | None:
+            seed, scale = noise(member)
+            if scale == 0:
+                return None
+            drawn = draw(member, law, seed, scale)
+            return drawn.mul_(row_sizes(member, wide)) if self._config["relative"] else drawn
+
+        self._weights.place(offset, None if self._config["relative"] else partial(shake, law=law, noise=noise))
 
     def _sigma(self, group: dict[str, Any], step: int) -> float:
         """The standard deviation at a step, counted from 0."""

@@ -63,6 +63,12 @@ def members(groups: list[dict[str, Any]]) -> list[Member]:
     return found
 
 
+Pair = tuple[Member, Tensor]
+"""A parameter and its saved value, as it is stored."""
+Many = Callable[[list[Pair]], list[Pair]]
+"""Places parameters, and returns those that it leaves to others."""
+
+
 class Weights:
     """The weights of an optimizer's groups, or of whatever else has groups.
 
@@ -84,22 +90,28 @@ class Weights:
             self._saved = [m.local().clone() for m in self.members]
 
     @property
+    def pairs(self) -> list[Pair]:
+        """Every member with its saved value as it is stored."""
+        return list(zip(self.members, self._saved))
+
+    @property
     def saved(self) -> list[Tensor]:
         """The saved values in the compute type, in the order of ``members``."""
-        return [_widened(x) for x in self._saved]
+        return [widened(x) for x in self._saved]
 
-    def place(self, offset: Callable[[Member, Tensor], Tensor | None]) -> None:
+    def place(self, offset: Callable[[Member, Tensor], Tensor | None], many: Many | None = None) -> None:
         """Put every weight at its saved value plus an offset, with one rounding.
 
         Args:
             offset: takes a member and its saved value in the compute type; returns the offset in that type, a fresh
                 tensor, or None for none.
+            many: asked first; places the members it can, in one go.
         """
         self.save()
         self.gather_anew()
         self.moved = True
-        for member, saved in zip(self.members, self._saved):
-            wide = _widened(saved)
+        for member, saved in self.pairs if many is None else many(self.pairs):
+            wide = widened(saved)
             moved = offset(member, wide)
             if moved is not None:
                 if saved.dtype == wide.dtype:
@@ -143,7 +155,8 @@ class Weights:
                 reshard()
 
 
-def _widened(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """In the compute type; complex numbers as they are."""
     return x if x.is_complex() else x.to(compute_dtype(x.dtype))
 
 

@@ -387,18 +387,14 @@ class Batch:
 
     def random_bits(self, purpose: str, tensors: slice = slice(None)) -> list[Tensor]:
         """Random bits for rounding, int32 in [0, 2^16): those of this step, these elements and this purpose."""
-        return [
-            random.fill(
-                torch.empty(p.shape, dtype=torch.int32, device=p.device),
-                random.key("rounding", purpose, group["draws"], position),
-                "bits",
-                where.whole,
-                where.offset,
-            )
-            for p, group, position, where in zip(
-                self.params[tensors], self.groups[tensors], self.positions[tensors], self._pieces[tensors]
-            )
+        params, pieces = self.params[tensors], self._pieces[tensors]
+        out = [torch.empty(p.shape, dtype=torch.int32, device=p.device) for p in params]
+        seeds = [
+            random.key("rounding", purpose, group["draws"], position)
+            for group, position in zip(self.groups[tensors], self.positions[tensors])
         ]
+        random.fill_all(out, seeds, "bits", [(where.whole, where.offset) for where in pieces])
+        return out
 
     def vectors(self) -> dict[str, TensorList]:
         """The directions of the step that exist before the moments: g, p, and d where a rule needs it."""
