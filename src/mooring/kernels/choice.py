@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 BACKENDS = ("eager", "numba")
 _forced: list[str] = []
 _forked = [False]
 _ready = [False]
+_loaded: set[str] = set()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _forked.__setitem__(0, True))
 
@@ -40,6 +44,26 @@ def usable() -> bool:
         _say_missing()
         return False
     return _ready[0] or not _forked[0]
+
+
+def serves(device: torch.device, kernel: str, backend: str | None = None) -> bool:
+    """Whether a kernel that needs no plan takes work on a device here, where eager operations give the same.
+
+    Args:
+        device: where the work is.
+        kernel: its name for :func:`load`. A forked worker leaves it alone unless its parent has loaded it.
+        backend: what an optimizer was asked to use; :func:`use` and MOORING_BACKEND come before it.
+    """
+    if device.type != "cpu" or (wanted() or backend) == "eager" or not numba_installed():
+        return False
+    return kernel in _loaded or not _forked[0]
+
+
+def load(kernel: str, run: Callable[[], Any]) -> None:
+    """Let a kernel compile, or be read from the cache, before its first use; ``run`` gives it nothing to do."""
+    if kernel not in _loaded:
+        first_time(run)
+        _loaded.add(kernel)
 
 
 def wanted() -> str | None:

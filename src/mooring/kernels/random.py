@@ -11,7 +11,8 @@ middle, so that streams whose counters happen to overlap differ all the same.
 
 What is made of the words takes integer operations and additions, multiplications, divisions and square roots of
 float32, each rounded as IEEE 754 says, and no function of a mathematical library. So numbers are the same to the bit
-whatever the processor, and on any device whose operations are those of IEEE 754.
+whatever the processor, on any device whose operations are those of IEEE 754, and in the compiled kernels of
+``kernels/cpu/noise.py``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from mooring.kernels import choice
 
 _MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -74,6 +77,7 @@ def fill(
     law: str,
     whole: tuple[int, ...] | None = None,
     offset: tuple[int, ...] | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Fill a piece of a tensor with the numbers that belong to its elements.
 
@@ -83,6 +87,7 @@ def fill(
         law: a key of :data:`LAWS`.
         whole: shape of the whole tensor; None where ``out`` is all of it.
         offset: where the piece begins in it, per dimension.
+        backend: ``"eager"`` leaves compiled kernels alone; None takes what serves. The numbers are the same.
 
     Returns:
         ``out``. Real numbers are drawn in float32, and widened for float64.
@@ -97,8 +102,13 @@ def fill(
     if out.device.type == "meta":
         return out
     if out.dtype == torch.float64:
-        return out.copy_(fill(torch.empty_like(out, dtype=torch.float32), seed, law, whole, offset))
+        return out.copy_(fill(torch.empty_like(out, dtype=torch.float32), seed, law, whole, offset, backend))
     starts, run = runs(tuple(out.shape), whole, offset)
+    if choice.serves(out.device, "noise", backend):
+        from mooring.kernels.cpu import many
+
+        many.draw([out], [seed], law, [(starts, run)])
+        return out
     flat, block = out.view(-1), _BLOCK.get(out.device.type, _BLOCK_ELSEWHERE)
     if run > SMALL or len(starts) == 1:
         for i, first in enumerate(starts.tolist()):
@@ -116,6 +126,7 @@ def fill_all(
     seeds: Sequence[int],
     law: str,
     places: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+    backend: str | None = None,
 ) -> None:
     """The same as :func:`fill` for many tensors; small ones on one device are drawn together.
 
@@ -124,13 +135,20 @@ def fill_all(
         seeds: one for each.
         law: a key of :data:`LAWS`.
         places: the shape of the whole tensor and where the piece begins in it, for each.
+        backend: as in :func:`fill`.
     """
+    fits = [out.dtype in (torch.float32, torch.int32) and out.is_contiguous() and out.numel() > 0 for out in outs]
+    if all(fits) and all(choice.serves(device, "noise", backend) for device in {out.device for out in outs}):
+        from mooring.kernels.cpu import many
+
+        many.draw(outs, seeds, law, [runs(tuple(out.shape), *place) for out, place in zip(outs, places)])
+        return
     small: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, int]]] = {}
     for out, seed, (whole, offset) in zip(outs, seeds, places):
         if 0 < out.numel() <= SMALL and whole == tuple(out.shape) and out.is_contiguous():
             small.setdefault((out.device, out.dtype), []).append((out, seed))
         else:
-            fill(out, seed, law, whole, offset)
+            fill(out, seed, law, whole, offset, backend)
     for (device, _), pairs in small.items():
         if device.type == "meta":
             continue
@@ -234,7 +252,7 @@ def _multiples(n: int, device: torch.device) -> Tensor:
     return torch.arange(n, device=device).mul_(_signed(GAMMA))
 
 
-# From words to numbers. Every operation is one rounding.
+# From words to numbers. Every operation is one rounding, in the order in which kernels/cpu/noise.py has it.
 
 
 def _normal(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mooring.kernels import random
 from mooring.kernels.eager import row_sums
+from mooring.perturb import compiled
 from mooring.perturb.weights import Member, Pair
 from mooring.step.batch import compute_dtype
 from mooring.step.shards import all_sum, sharding
@@ -29,12 +30,12 @@ def draw(member: Member, law: str, seed: int, scale: float = 1.0) -> Tensor:
     """
     part, where = member.local(), member.where
     out = torch.empty(part.shape, dtype=compute_dtype(part.dtype), device=part.device)
-    random.fill(out, seed, law, where.whole, where.offset)
+    random.fill(out, seed, law, where.whole, where.offset, member.group.get("backend"))
     return out if scale == 1 else out.mul_(scale)
 
 
 def shake(pairs: list[Pair], law: str, noise: Callable[[Member], tuple[int, float]]) -> list[Pair]:
-    """Place small parameters at their saved values plus noise that is drawn for all of them together.
+    """Place parameters at their saved values plus noise: in kernels, or small ones drawn together.
 
     Args:
         pairs: parameters and saved values.
@@ -44,12 +45,14 @@ def shake(pairs: list[Pair], law: str, noise: Callable[[Member], tuple[int, floa
     Returns:
         The others.
     """
+    pairs = compiled.shake(pairs, law, noise)
     small = [(m, saved, *noise(m)) for m, saved in pairs if saved.numel() <= random.SMALL]
     small = [entry for entry in small if entry[3] != 0]
     if small:
         members, saved, seeds, scales = zip(*small)
         out = [torch.empty(x.shape, dtype=compute_dtype(x.dtype), device=x.device) for x in saved]
-        random.fill_all(out, seeds, law, [(where.whole, where.offset) for where in (m.where for m in members)])
+        places = [(where.whole, where.offset) for where in (m.where for m in members)]
+        random.fill_all(out, seeds, law, places, members[0].group.get("backend"))
         for member, x, u, scale in zip(members, saved, out, scales):
             member.local().copy_(u.mul_(scale).add_(x) if not x.is_complex() else x + u.mul_(scale))
     return [pair for pair in pairs if pair[1].numel() > random.SMALL]

@@ -15,9 +15,10 @@ from typing_extensions import override
 
 from mooring.kernels import random
 from mooring.kernels.eager import row_sums
+from mooring.perturb import compiled
 from mooring.perturb.frame import Perturbed, Stage, check_size
 from mooring.perturb.noise import draw, filter_norms
-from mooring.perturb.weights import Member
+from mooring.perturb.weights import Member, widened
 from mooring.step.processes import Processes
 from mooring.step.shards import all_sum, ordered_sum, sharding
 
@@ -30,6 +31,8 @@ class Ascent(Perturbed):
 
     The step is taken from the true weights. Costs two gradients and one copy of the weights per step.
     """
+
+    _kind = "plain"  # for the kernels
 
     def __init__(
         self,
@@ -77,7 +80,18 @@ class Ascent(Perturbed):
             g = self._gradient(member, wide)
             return None if g is None else self._ascent(member, wide, g, norm, scale)
 
-        self._weights.place(offset)
+        def numbers(member: Member) -> tuple[float, float, float, float]:
+            return self._numbers(member, float(norm), 1.0 if scale is None else float(scale))
+
+        self._weights.place(offset, lambda pairs: compiled.climb(pairs, self._kind, numbers))
+
+    def _eta(self, member: Member) -> float:
+        """For the kernels: what is added to |weight| in the direction; below 0 where the weight is not in it."""
+        return -1.0
+
+    def _numbers(self, member: Member, norm: float, scale: float) -> tuple[float, float, float, float]:
+        """For the kernels: :meth:`_ascent` in numbers; see :func:`mooring.perturb.compiled.climb`."""
+        return float(member.group["rho"]) / (norm + _FLOOR) + norm * 0, self._eta(member), 0.0, 1.0
 
     def _ascent(self, member: Member, wide: Tensor, g: Tensor, norm: Tensor, scale: Tensor | None) -> Tensor:
         """``rho * direction / norm``; the loss's scale cancels."""
@@ -95,14 +109,21 @@ class Ascent(Perturbed):
     def _total_norm(self) -> Tensor:
         """The norm of the direction over all tensors, 0-dim float64, the same on every process that holds any."""
         parts, axes, positions = [], [], []
-        for i, (member, saved) in enumerate(zip(self._weights.members, self._weights.saved)):
-            g = self._gradient(member, saved)
-            if g is not None:
-                x = torch.view_as_real(g) if g.is_complex() else self._direction(member, saved, g)
-                parts.append(row_sums((x * x).reshape(1, -1)))
+        known = compiled.squares(self._weights.pairs, self._kind, self._eta)
+        for i, (member, saved) in enumerate(self._weights.pairs):
+            if member.p.grad is not None:
+                parts.append(known[i] if i in known else self._squares(member, saved))
                 axes.append(sharding(member.p, 0).axes if self._config["norm"] == "global" else ())
                 positions.append([i])
         return self._over_model(all_sum(list(zip(parts, axes))), positions).sqrt()
+
+    def _squares(self, member: Member, saved: Tensor) -> Tensor:
+        """The sum of squares of one direction, (1,) float64."""
+        wide = widened(saved)
+        g = self._gradient(member, wide)
+        assert g is not None
+        x = torch.view_as_real(g) if g.is_complex() else self._direction(member, wide, g)
+        return row_sums((x * x).reshape(1, -1))
 
     def _over_model(self, squares: list[Tensor], positions: list[list[int]]) -> Tensor:
         """Add squares of all tensors, complete over their shards, over the stages of the base's pipeline too."""
@@ -169,6 +190,8 @@ class USAM(Ascent):
         >>> sam = mo.USAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)
     """
 
+    _kind = "unscaled"
+
     def __init__(
         self,
         base: torch.optim.Optimizer,
@@ -189,6 +212,10 @@ class USAM(Ascent):
                 flag = torch.linalg.vector_norm(g, math.inf).double() * 0
                 found = found.to(flag.device, non_blocking=True) + flag
         return found
+
+    @override
+    def _numbers(self, member: Member, norm: float, scale: float) -> tuple[float, float, float, float]:
+        return float(member.group["rho"]), -1.0, norm, scale
 
     @override
     def _ascent(self, member: Member, wide: Tensor, g: Tensor, norm: Tensor, scale: Tensor | None) -> Tensor:
@@ -223,6 +250,8 @@ class ASAM(Ascent):
         >>> sam = mo.ASAM(torch.optim.SGD(model.named_parameters(), lr=0.1), rho=0.5, eta=0.01)
     """
 
+    _kind = "adaptive"
+
     def __init__(
         self,
         base: torch.optim.Optimizer,
@@ -251,6 +280,11 @@ class ASAM(Ascent):
         if eta == 0:
             return wide.abs()
         return wide.abs().add_(eta) if member.name.rpartition(".")[2] == "weight" else None
+
+    @override
+    def _eta(self, member: Member) -> float:
+        eta = float(member.group["eta"])
+        return eta if eta == 0 or member.name.rpartition(".")[2] == "weight" else -1.0
 
     @override
     def _direction(self, member: Member, wide: Tensor, g: Tensor) -> Tensor:

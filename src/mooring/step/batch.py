@@ -393,7 +393,8 @@ class Batch:
             random.key("rounding", purpose, group["draws"], position)
             for group, position in zip(self.groups[tensors], self.positions[tensors])
         ]
-        random.fill_all(out, seeds, "bits", [(where.whole, where.offset) for where in pieces])
+        places = [(where.whole, where.offset) for where in pieces]
+        random.fill_all(out, seeds, "bits", places, self.group.get("backend"))
         return out
 
     def vectors(self) -> dict[str, TensorList]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +57,7 @@ from mooring.kernels.cpu.memory import (
     view,
 )
 from mooring.kernels.cpu.program import evaluate
+from mooring.kernels.cpu.sources import made_of
 
 # Columns of the table of addresses, one row per tensor.
 P, G, M, V, X, A, REST, BITS, BITS_M, BITS_V, U = range(11)
@@ -421,16 +420,6 @@ def _count(addresses, out):
         out[i] = step[0]
 
 
-def _sources() -> int:
-    """A number that changes with any of the files here.
-
-    Numba keeps compiled functions on disk, and compiles anew when the file of the function changes, but not when those
-    that it calls do. So this number is made a part of the two functions that are called from outside.
-    """
-    text = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    return int.from_bytes(hashlib.sha256(text).digest()[:6], "little")
-
-
 def _entries(sources: int) -> tuple[Any, Any]:
     @njit(cache=True, **ENTRY)
     def walk(
@@ -495,5 +484,5 @@ def _entries(sources: int) -> tuple[Any, Any]:
     return walk, count
 
 
-walk, count = _entries(_sources())
+walk, count = _entries(made_of())
 """``walk``: see :func:`_walk`. ``count(addresses, out)`` adds one to float32 numbers, and copies them to ``out``."""
