@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -146,3 +149,35 @@ def test_neither_threads_nor_neighbours_change_a_bit() -> None:
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(same_bits(a, b) for one, two in zip(found[0], other) for a, b in zip(one, two))
+
+
+FORKED = """
+import os, torch
+import mooring as mo
+from mooring.kernels import choice, random
+
+p = torch.nn.Parameter(torch.ones(1000))
+p.grad = torch.ones(1000)
+with choice.use("numba"):
+    mo.AdamW([p], lr=1e-3).step()
+assert not choice._loaded
+read, write = os.pipe()
+child = os.fork()
+if child == 0:
+    x = random.fill(torch.empty(1000), 7, "normal")
+    os.write(write, x.numpy().tobytes() + bytes([len(choice._loaded)]))
+    os._exit(0)
+os.close(write)
+with os.fdopen(read, "rb") as pipe:
+    data = pipe.read()
+os.waitpid(child, 0)
+assert data[-1] == 0, "the child compiled a kernel that its parent had not loaded"
+assert data[:-1] == random.fill(torch.empty(1000), 7, "normal").numpy().tobytes()
+assert choice._loaded == {"noise"}
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_compiles_nothing_and_draws_the_same() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -43,7 +43,15 @@ def shake(pairs: list[Pair], law: str, noise: Callable[[Member], tuple[int, floa
     Returns:
         What is left to do.
     """
-    lists, left = sorted_out(pairs, "noise", lambda pair: _first(pair[0]) is not None)
+    firsts: dict[int, int] = {}
+
+    def is_a_run(pair: Pair) -> bool:
+        first = _first(pair[0])
+        if first is not None:
+            firsts[id(pair[0])] = first
+        return first is not None
+
+    lists, left = sorted_out(pairs, "noise", is_a_run)
     for served in lists:
         drawn = [(member, saved, *noise(member)) for member, saved in served]
         drawn = [entry for entry in drawn if entry[3] != 0]
@@ -52,7 +60,7 @@ def shake(pairs: list[Pair], law: str, noise: Callable[[Member], tuple[int, floa
         from mooring.kernels.cpu import many
 
         members, saved, seeds, scales = zip(*drawn)
-        many.shake([m.local() for m in members], saved, seeds, [_first(m) or 0 for m in members], scales, law)
+        many.shake([m.local() for m in members], saved, seeds, [firsts[id(m)] for m in members], scales, law)
     return left
 
 
@@ -112,7 +120,7 @@ def _gradient(member: Member) -> Tensor:
 def _first(member: Member) -> int | None:
     """The place of this process's first element where all its elements are neighbours in the whole tensor."""
     where = member.where
-    if where.whole == tuple(member.local().shape):
+    if where.whole == where.shape:
         return 0
     starts, _ = random.runs(tuple(member.local().shape), where.whole, where.offset)
     return int(starts[0]) if len(starts) == 1 else None
