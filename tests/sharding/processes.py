@@ -14,10 +14,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(function: str, ranks: int, timeout: float = 300, **arguments: Any) -> list[Any]:
-    """Call ``module:function(**arguments)`` on every rank; the return values, as JSON, in the order of ranks."""
+def run(function: str, ranks: int, timeout: float = 300, backend: str = "eager", **arguments: Any) -> list[Any]:
+    """Call ``module:function(**arguments)`` on every rank; the return values, as JSON, in the order of ranks.
+
+    Steps are eager's unless asked otherwise: loading the kernels takes each process more than most of these tests do.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
+        paths = os.pathsep.join([str(ROOT), *sys.path[1:]])
+        own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "MOORING_BACKEND": backend}
+        environment = {**os.environ, **own}
         logs = [Path(folder, f"{rank}.log") for rank in range(ranks)]
         call = [sys.executable, "-m", "tests.sharding.processes", function, json.dumps(arguments), folder, str(ranks)]
         processes = [

@@ -24,7 +24,7 @@ SWITCHED_OFF = {
 
 def test_every_optimizer_follows_the_single_process() -> None:
     """The same step, and for each stage that depends on sums over processes one collective; never more than three."""
-    results = run("tests.sharding.workers:every_row", ranks=2, steps=12)
+    results = run("tests.sharding.workers:every_row", ranks=2, steps=12, backend="numba")
     assert results[0] == results[1]  # every rank saw the same full weights
     assert set(STAGES) == set(BY_NAME)
     for name, (error, calls, _) in results[0].items():
@@ -59,7 +59,7 @@ def test_random_bits_do_not_depend_on_the_sharding() -> None:
 
 
 def test_a_sharded_checkpoint_continues_bitwise() -> None:
-    for results in run("tests.sharding.workers:checkpoints", ranks=2):
+    for results in run("tests.sharding.workers:checkpoints", ranks=2, backend="numba"):
         assert len(results) == 2 * len(BY_NAME)
         for name, result in results.items():
             assert result["bitwise"], name

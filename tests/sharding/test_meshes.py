@@ -34,7 +34,7 @@ Found = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def four() -> Found:
     """What each of four processes found."""
-    return run("tests.sharding.mesh_workers:everything", ranks=4, timeout=600)
+    return run("tests.sharding.mesh_workers:everything", ranks=4, timeout=600, backend="numba")
 
 
 def results(four: Found, what: str) -> list[tuple[str, Any]]:

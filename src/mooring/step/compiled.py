@@ -92,7 +92,7 @@ class Compiled:
         self._sums = np.zeros((len(self.pieces), 1)), np.zeros((1, self.slices))
         self.taped = self._tape()
         self.program = Program() if self.taped is None else _program(self.taped, batch.entries)
-        self.early = self._moves_early()
+        self.early = self._moves_early(self.how)
         self._set_program()
         self._observed = False
         self._kept: list[Tensor] = []
@@ -120,8 +120,20 @@ class Compiled:
         how[sweep.KAPPAS] = "d" in moved
         how[sweep.OFFSETS] = batch.anchored
         how[sweep.BUFFERS] = any(rule.rewrites(group) for rule in batch.rules)
+        how[sweep.LOOP] = self._loop(how)
         how[sweep.ANCHOR] = sweep.ZERO if group.get("anchor") == "zero" else SAME
         return how
+
+    def _loop(self, how: np.ndarray) -> int:
+        """Whether one loop can do all that a block needs: Adam's moments, and one of two sets of inner products."""
+        batch = self.batch
+        options = (sweep.WEIGHTS, sweep.MOMENTS, sweep.AMSGRAD, sweep.NESTEROV, sweep.COUPLES, sweep.BUFFERS)
+        if how[sweep.KIND] != blocks.ADAM or any(how[at] for at in options):
+            return sweep.SEVERAL
+        if batch.entries == ("gg", "gp", "pp", "pu") and not how[sweep.OFFSETS]:
+            return sweep.SEEN
+        held = batch.entries == ("dd", "gd", "ud", "uu") and self._moves_early(how) and not how[sweep.TAUS]
+        return sweep.HELD if held and batch.group.get("anchor") != "zero" else sweep.SEVERAL
 
     def _narrow_moments(self) -> bool:
         return self.batch.dtype == torch.float32 and self.batch.group.get("state_dtype") == "bfloat16"
@@ -160,12 +172,12 @@ class Compiled:
         except NotTaped:
             return None
 
-    def _moves_early(self) -> bool:
+    def _moves_early(self, how: np.ndarray) -> bool:
         """Whether only a last contraction depends on inner products: everything before it can move at once."""
         batch = self.batch
-        if not batch.rules or not batch.rules[-1].contracts or not batch.layout.one_each or self.how[sweep.BUFFERS]:
+        if not batch.rules or not batch.rules[-1].contracts or not batch.layout.one_each or how[sweep.BUFFERS]:
             return False
-        exact = self.how[sweep.WEIGHTS] == SAME or self.how[sweep.ROUNDING] == sweep.KAHAN
+        exact = how[sweep.WEIGHTS] == SAME or how[sweep.ROUNDING] == sweep.KAHAN
         return batch.blind_rules == len(batch.rules) - 1 and exact
 
     def _set_program(self) -> None:
@@ -403,7 +415,7 @@ class Compiled:
                 self.partial if partial is None else partial, self.entries if entries is None else entries,
                 self.coefficients, program.steps, program.wide, self._wires, self._inputs, self._ports, registers,
                 self._outputs, self._flags, self.like,
-                scratch("blocks", sweep.SCRATCH * blocks.BLOCK, self.like.dtype), kept, first, last,
+                scratch("blocks", sweep.SCRATCH, self.like.dtype), kept, first, last,
             )  # fmt: skip
 
         if len(units):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from mooring.kernels.cpu.memory import OPTIONS
+from mooring.kernels.cpu.memory import OPTIONS, added
 
 ADAM, MOMENTUM, ADAI = 0, 1, 2
 """Kinds of moments."""
@@ -64,6 +64,62 @@ def adam_moved(g, m, v, p, n, k, shrinks):
             m[i] = m_i
             v[i] = v_i
             p[i] -= m_i / (np.sqrt(v_i) * root + floor) * beta
+
+
+@njit(**OPTIONS)
+def adam_seen(g, m, v, p, u, n, k):
+    """:func:`adam` and, hidden behind its roots and quotients, ``<g,g>``, ``<g,p>``, ``<p,p>`` and ``<p,u>``."""
+    fresh, keep2, fresh2, root, floor = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR]
+    gg = g.dtype.type(0)
+    gp, pp, pu = gg, gg, gg
+    for i in range(n):
+        m_i = m[i] + fresh * (g[i] - m[i])
+        v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
+        m[i] = m_i
+        v[i] = v_i
+        u_i = m_i / (np.sqrt(v_i) * root + floor)
+        u[i] = u_i
+        gg = added(gg, g[i] * g[i])
+        gp = added(gp, g[i] * p[i])
+        pp = added(pp, p[i] * p[i])
+        pu = added(pu, p[i] * u_i)
+    return np.float64(gg), np.float64(gp), np.float64(pp), np.float64(pu)
+
+
+@njit(**OPTIONS)
+def adam_held(g, m, v, p, a, n, k, anchors):
+    """:func:`adam_moved` beside an anchor, no decay to zero; and ``<d,d>``, ``<g,d>``, ``<u,d>``, ``<u,u>``."""
+    fresh, keep2, fresh2, root, floor = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR]
+    beta, kappa = k[BETA], k[KAPPA]
+    dd = g.dtype.type(0)
+    gd, du, uu = dd, dd, dd
+    if anchors:
+        for i in range(n):
+            m_i = m[i] + fresh * (g[i] - m[i])
+            v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
+            m[i] = m_i
+            v[i] = v_i
+            u_i = m_i / (np.sqrt(v_i) * root + floor)
+            d_i = p[i] - a[i]
+            dd = added(dd, d_i * d_i)
+            gd = added(gd, g[i] * d_i)
+            du = added(du, u_i * d_i)
+            uu = added(uu, u_i * u_i)
+            p[i] -= u_i * beta + d_i * kappa
+    else:
+        for i in range(n):
+            m_i = m[i] + fresh * (g[i] - m[i])
+            v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
+            m[i] = m_i
+            v[i] = v_i
+            u_i = m_i / (np.sqrt(v_i) * root + floor)
+            d_i = p[i] - a[i]
+            dd = added(dd, d_i * d_i)
+            gd = added(gd, g[i] * d_i)
+            du = added(du, u_i * d_i)
+            uu = added(uu, u_i * u_i)
+            p[i] -= u_i * beta
+    return np.float64(dd), np.float64(gd), np.float64(du), np.float64(uu)
 
 
 @njit(**OPTIONS)
@@ -196,42 +252,42 @@ def projected(b, p, n, radial):
         b[i] -= p[i] * radial
 
 
-@njit(fastmath={"reassoc"}, **OPTIONS)
+@njit(**OPTIONS)
 def dot(a, b, n):
     """A block's inner product, added in as many lanes as the processor has; the same wherever it is called."""
     sum_ = a.dtype.type(0)
     for i in range(n):
-        sum_ += a[i] * b[i]
+        sum_ = added(sum_, a[i] * b[i])
     return np.float64(sum_)
 
 
-@njit(fastmath={"reassoc"}, **OPTIONS)
+@njit(**OPTIONS)
 def dots(a, b, n):
     """``<a,a>``, ``<a,b>`` and ``<b,b>`` of a block in one loop."""
     aa = a.dtype.type(0)
     ab, bb = aa, aa
     for i in range(n):
-        aa += a[i] * a[i]
-        ab += a[i] * b[i]
-        bb += b[i] * b[i]
+        aa = added(aa, a[i] * a[i])
+        ab = added(ab, a[i] * b[i])
+        bb = added(bb, b[i] * b[i])
     return np.float64(aa), np.float64(ab), np.float64(bb)
 
 
-@njit(fastmath={"reassoc"}, **OPTIONS)
+@njit(**OPTIONS)
 def total(a, n):
     """The sum of a block's elements."""
     sum_ = a.dtype.type(0)
     for i in range(n):
-        sum_ += a[i]
+        sum_ = added(sum_, a[i])
     return np.float64(sum_)
 
 
-@njit(fastmath={"reassoc"}, **OPTIONS)
+@njit(**OPTIONS)
 def maximum_to_be(x, v, g, n, k):
     """The sum of ``max(x, v)`` with v as it will be after the step."""
     keep2, fresh2 = k[KEEP2], k[FRESH2]
     sum_ = x.dtype.type(0)
     for i in range(n):
         v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
-        sum_ += v_i if (v_i > x[i] or v_i != v_i) else x[i]
+        sum_ = added(sum_, v_i if (v_i > x[i] or v_i != v_i) else x[i])
     return np.float64(sum_)

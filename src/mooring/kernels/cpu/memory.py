@@ -79,6 +79,19 @@ def narrow_half(typingctx: Any, x: Any) -> Any:
 
 
 @intrinsic
+def added(typingctx: Any, total: Any, x: Any) -> Any:
+    """``total + x`` in a sum whose order is free: lanes of the processor may each add their share.
+
+    The one operation that the compiler may reorder. Only such sums can be made by many lanes at once.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fadd(*arguments, flags=("reassoc",))
+
+    return total(total, x), codegen
+
+
+@intrinsic
 def address_of(typingctx: Any, array: Any) -> Any:
     """Where an array's elements begin. The caller keeps the array alive."""
 

@@ -28,7 +28,9 @@ from mooring.kernels.cpu.blocks import (
     adai_direction,
     adam,
     adam_direction,
+    adam_held,
     adam_moved,
+    adam_seen,
     ahead,
     contract,
     difference,
@@ -63,8 +65,11 @@ from mooring.kernels.cpu.sources import made_of
 P, G, M, V, X, A, REST, BITS, BITS_M, BITS_V, U = range(11)
 COLUMNS = 11
 # How a batch is stored and stepped.
-WEIGHTS, MOMENTS, ANCHOR, ROUNDING, KIND, AMSGRAD, NESTEROV, OFFSETS, COUPLES, PLAIN, TAUS, KAPPAS, BUFFERS = range(13)
-SETTINGS = 13
+WEIGHTS, MOMENTS, ANCHOR, ROUNDING, KIND, AMSGRAD, NESTEROV, OFFSETS, COUPLES, PLAIN, TAUS, KAPPAS, BUFFERS, LOOP = (
+    range(14)
+)
+SETTINGS = 14
+SEVERAL, SEEN, HELD = 0, 1, 2  # loops over a block, or the one that does all: adam_seen, adam_held
 NO_ANCHOR, ZERO = -1, -2  # beside the ways of storage in memory.py
 NEAREST, STOCHASTIC, KAHAN = 0, 1, 2
 # What one walk does, added up.
@@ -74,7 +79,7 @@ rules. APPLY: move; after EARLY, contract. EARLY: move while observing, with coe
 the gradient's sum of squares. SUMS: only the sums of the second moment (of its running maximum to be, with amsgrad)."""
 
 _STEP = np.empty(1, np.float32)
-SCRATCH = 9  # blocks of scratch that one walk needs
+SCRATCH = 8 * BLOCK + SUMMED  # elements that one walk needs: seven blocks of inputs, and u
 
 
 @njit(**ENTRY)
@@ -125,7 +130,7 @@ def _walk(
         outputs: registers of the coefficients and of the contraction's amount, -1 for none.
         flags: (tensors + 1, flags) float64: what rules count, written; the last row holds the registers.
         like: any array of the compute type.
-        work: scratch of the compute type, SCRATCH blocks.
+        work: scratch of the compute type, SCRATCH elements.
         kept: scratch for u of a tensor; it is formed once more where this is too small.
         first_unit: where to begin.
         last_unit: one past the last.
@@ -201,7 +206,9 @@ def _block_size(what, how, pairs, k):
     if k[SCALE] == 1 and how[COUPLES] == 0 and how[WEIGHTS] == SAME:
         if what & EARLY and _goes_straight(how, pairs, k):
             return STRAIGHT
-        if what & SQUARES:
+        if what & SQUARES or (how[LOOP] == SEEN and k[FRESH] < 0.5):
+            return SUMMED
+        if how[LOOP] == HELD and how[ANCHOR] == SAME and k[FRESH] < 0.5:
             return SUMMED
     return BLOCK
 
@@ -223,7 +230,7 @@ def _block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, kept
     a, d = p, p
     if anchored:
         a = load(table[t, A], e, n, how[ANCHOR], like, scratch + 2 * size)
-        if not contracts:
+        if not contracts and how[LOOP] != HELD:
             d = view(scratch + 3 * size, n, like)
             difference(p, a, d, n)
     if contracts:
@@ -272,6 +279,22 @@ def _block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, kept
             return
         if what & EARLY and _goes_straight(how, pairs, k):
             adam_moved(seen, m, v, p, n, k, how[TAUS])
+            return
+        if fresh and how[LOOP] == SEEN and k[FRESH] < 0.5:
+            gg, gp, pp, pu = adam_seen(seen, m, v, p, u, n, k)
+            sums[0] += gg
+            sums[1] += gp
+            sums[2] += pp
+            sums[3] += pu
+            return
+        if fresh and how[LOOP] == HELD and k[FRESH] < 0.5:
+            dd, gd, du, uu = adam_held(seen, m, v, p, a, n, k, how[KAPPAS])
+            sums[0] += dd
+            sums[1] += gd
+            sums[2] += du
+            sums[3] += uu
+            if kept != 0:  # somebody wants to look at it
+                adam_direction(m, v, u, n, k)
             return
         _direction(fresh, kind, nesterov, bare, seen, m, v, x, u, n, k, how[AMSGRAD])
         if is_buffer:
