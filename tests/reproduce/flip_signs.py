@@ -48,7 +48,7 @@ FLIPS = (
          "noisy-quadratic"),
     Flip("stable decay", "rules/stable_decay.py", "        return x.stable_scale()", "        return -x.stable_scale()",
          "noisy-quadratic"),
-    Flip("selective projection", "rules/selective_projection.py", 'add("d", amount)', 'add("d", -amount)',
+    Flip("selective projection", "step/move.py", 'add("d", amount)', 'add("d", -amount)',
          "two-layer-drift"),
     Flip("selective projection: the test", "rules/selective_projection.py", "(-gd < 0)", "(gd < 0)", "two-layer-drift"),
     Flip("selective projection: the displacement", "rules/selective_projection.py", "ss - 2 * sd", "ss + 2 * sd",
@@ -66,7 +66,7 @@ FLIPS = (
 def reproduce(source: Path, experiment: str, output: Path) -> tuple[int, str]:
     """The exit code of an experiment run with this copy of the library, and the first figure that was missed."""
     command = [sys.executable, "-m", "mooring", "reproduce", experiment, "--quick", "--quiet", "--jobs", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "MOORING_BACKEND": "eager"}
     done = subprocess.run(
         [*command, "--output-dir", str(output)], env=environment, capture_output=True, text=True, check=False
     )

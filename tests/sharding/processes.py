@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -39,6 +41,21 @@ def run(function: str, ranks: int, timeout: float = 300, backend: str = "eager",
         missing = [rank for rank, path in enumerate(results) if not path.exists()]
         assert not missing, "\n".join(f"rank {rank} failed:\n{logs[rank].read_text()[-4000:]}" for rank in missing)
         return [json.loads(path.read_text()) for path in results]
+
+
+def run_once(function: str, ranks: int, **arguments: Any) -> list[Any]:
+    """:func:`run` for several tests: where they are spread over processes of pytest, only the first runs it."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if session is None:
+        return run(function, ranks, **arguments)
+    folder = Path(tempfile.gettempdir(), "mooring-tests")
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{session}-{function.replace(':', '.')}.json"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            file.write_text(json.dumps(run(function, ranks, **arguments)))
+        found: list[Any] = json.loads(file.read_text())
+        return found
 
 
 def _worker(function: str, arguments: dict[str, Any], folder: str, ranks: int, rank: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.optim.table import BY_NAME
 from tests.sharding.checkpoint_workers import FEW, cases, continued
-from tests.sharding.processes import run
+from tests.sharding.processes import run, run_once
 
 pytestmark = [
     pytest.mark.sharding,
@@ -72,7 +72,7 @@ def test_all_of_it_between_two_and_four_processes(tmp_path: Path) -> None:
 @cache
 def on_two() -> list[dict[str, Any]]:
     with TemporaryDirectory() as folder:
-        return run("tests.sharding.checkpoint_workers:on_two", ranks=2, folder=folder)
+        return run_once("tests.sharding.checkpoint_workers:on_two", ranks=2, folder=folder)
 
 
 def test_a_checkpoint_that_is_written_during_a_pass_holds_the_true_weights() -> None:

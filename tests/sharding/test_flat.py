@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.optim.table import BY_NAME
-from tests.sharding.processes import run
+from tests.sharding.processes import run_once
 
 pytestmark = pytest.mark.sharding
 
@@ -18,7 +18,7 @@ STAGE = r"(projection\(|over the model|NSO|SAM)"
 @pytest.fixture(scope="module")
 def results() -> list[list[dict[str, Any]]]:
     """By process and host."""
-    return run("tests.sharding.flat_workers:hosts", ranks=2, steps=4)
+    return run_once("tests.sharding.flat_workers:hosts", ranks=2, steps=4)
 
 
 def test_fsdp_version_one_serves_pointwise_recipes_and_no_others(results: list[list[dict[str, Any]]]) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.sharding.processes import run
+from tests.sharding.processes import run_once
 
 pytestmark = pytest.mark.sharding
 
 
 @cache
 def found() -> dict[str, Any]:
-    ranks = run("tests.sharding.measure_workers:everything", ranks=2)
+    ranks = run_once("tests.sharding.measure_workers:everything", ranks=2)
     assert ranks[0] == ranks[1]
     result: dict[str, Any] = ranks[0]
     return result

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.sharding.mesh_workers import BUILDERS, COMPOSITIONS, POLICIES
-from tests.sharding.processes import run
+from tests.sharding.processes import run_once
 from tests.sharding.sides import STAGES, collectives
 
 pytestmark = pytest.mark.sharding
@@ -34,7 +34,7 @@ Found = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def four() -> Found:
     """What each of four processes found."""
-    return run("tests.sharding.mesh_workers:everything", ranks=4, timeout=600, backend="numba")
+    return run_once("tests.sharding.mesh_workers:everything", ranks=4, timeout=600, backend="numba")
 
 
 def results(four: Found, what: str) -> list[tuple[str, Any]]:

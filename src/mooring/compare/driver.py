@@ -19,7 +19,7 @@ from mooring.finetune.task_spec import OwnTaskSpec, TaskSpec
 
 _PREPARATION = ".preparation"
 # torch imports its compiler when the first optimizer is built, which takes longer than most trials of a small task.
-SLOW_IMPORTS = ("mooring.finetune.trial", "mooring.optim", "torch._dynamo")
+SLOW_IMPORTS = ("mooring.finetune.trial", "mooring.optim", "torch._dynamo", "mooring.compare.warm")
 _IMAGES = ("sklearn.datasets", "kornia.enhance", "kornia.geometry.transform")
 SLOW_IMPORTS_OF_TASK = {"vision-fonts2digits": _IMAGES, "digits-retrieval": _IMAGES}
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 BACKENDS = ("eager", "numba")
 _forced: list[str] = []
 _forked = [False]
-_ready = [False]
 _loaded: set[str] = set()
+_said: list[bool] = []
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _forked.__setitem__(0, True))
 
@@ -35,17 +35,6 @@ def numba_installed() -> bool:
     return find_spec("numba") is not None
 
 
-def usable() -> bool:
-    """Whether kernels can serve in this process. Says once, where they are missing, what would bring them.
-
-    A forked worker that finds them not yet loaded leaves them alone: compiling belongs to the parent.
-    """
-    if not numba_installed():
-        _say_missing()
-        return False
-    return _ready[0] or not _forked[0]
-
-
 def serves(device: torch.device, kernel: str, backend: str | None = None) -> bool:
     """Whether a kernel that needs no plan takes work on a device here, where eager operations give the same.
 
@@ -56,14 +45,41 @@ def serves(device: torch.device, kernel: str, backend: str | None = None) -> boo
     """
     if device.type != "cpu" or (wanted() or backend) == "eager" or not numba_installed():
         return False
+    return loadable(kernel)
+
+
+def loadable(kernel: str) -> bool:
+    """Whether a kernel may run in this process: a forked worker that lacks it leaves compiling to its parent."""
     return kernel in _loaded or not _forked[0]
 
 
+def say_missing() -> None:
+    """Say once what would bring the kernels."""
+    if not _said:
+        _said.append(True)
+        warnings.warn(
+            "mooring steps with eager torch on this CPU; its compiled kernels are several times faster: "
+            "pip install 'mooring[fast]' (or set MOORING_BACKEND=eager, which says nothing)",
+            stacklevel=2,
+        )
+
+
 def load(kernel: str, run: Callable[[], Any]) -> None:
-    """Let a kernel compile, or be read from the cache, before its first use; ``run`` gives it nothing to do."""
-    if kernel not in _loaded:
-        first_time(run)
-        _loaded.add(kernel)
+    """Let a kernel compile, or be read from the cache, before its first use; ``run`` gives it nothing to do.
+
+    Where that takes longer than a moment, what is being waited for is said.
+    """
+    if kernel in _loaded:
+        return
+    timer = threading.Timer(2.0, _say_compiling)
+    timer.daemon = True
+    timer.start()
+    try:
+        run()
+    finally:
+        timer.cancel()
+        timer.join()  # so that a fork right after finds no thread
+    _loaded.add(kernel)
 
 
 def wanted() -> str | None:
@@ -99,36 +115,5 @@ def use(name: str) -> Iterator[None]:
         _forced.pop()
 
 
-def ready() -> bool:
-    """Whether this process has run a kernel."""
-    return _ready[0]
-
-
-def first_time(load: Callable[[], Any]) -> Any:
-    """Call what may compile. Where that takes longer than a moment, say what is being waited for."""
-    timer = threading.Timer(2.0, _say_compiling)
-    timer.daemon = True
-    timer.start()
-    try:
-        result = load()
-    finally:
-        timer.cancel()
-    _ready[0] = True
-    return result
-
-
 def _say_compiling() -> None:
     print("mooring: compiling the CPU kernels for this processor, once (up to a minute) …", file=sys.stderr, flush=True)
-
-
-_said: list[bool] = []
-
-
-def _say_missing() -> None:
-    if not _said:
-        _said.append(True)
-        warnings.warn(
-            "mooring steps with eager torch on this CPU; its compiled kernels are several times faster: "
-            "pip install 'mooring[fast]' (or set MOORING_BACKEND=eager, which says nothing)",
-            stacklevel=2,
-        )

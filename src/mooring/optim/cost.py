@@ -94,7 +94,7 @@ def cost(optimizer: Optimizer) -> list[Cost]:
         >>> import torch, mooring as mo
         >>> opt = mo.AdamSPD(torch.nn.Linear(8, 4).parameters(), lr=1e-3)
         >>> print(mo.cost(opt)[0])
-        12 bytes of state, 12 passes over memory, 1 collective where sharded
+        12 bytes of state, 11 passes over memory, 1 collective where sharded
     """
     if not hasattr(optimizer, "_moments"):
         raise TypeError(f"cost knows mooring's optimizers and wrap(...), got {type(optimizer).__name__}")
@@ -192,6 +192,11 @@ def _sweeps(group: Mapping[str, Any], moments: Moments, rules: Sequence[Rule]) -
     if not entries:
         if not wrapped or moved:
             sweeps.append(Sweep("apply", _once(*own, *made, *moved), (*own, *state)))
+        return sweeps
+    if rules[-1].contracts and not wrapped and not rewritten and not entries_read(rules[:-1], group):
+        # Everything before the contraction is known beforehand, so what is pulled back has been moved already.
+        sweeps.append(Sweep("observe and move", _once(*own, *made, *observed, *moved), (*own, *state)))
+        sweeps.append(Sweep("contract", _once(*own, *(("anchor",) if anchored else ())), own))
         return sweeps
     again = () if wrapped else moments.remade_from(group)
     sweeps.append(Sweep("observe", _once(*made, *observed), state))

@@ -448,12 +448,15 @@ def _compiled(batch: Batch) -> Compiled | None:
     asked = choice.wanted() or batch.group.get("backend")
     if asked == "eager" or (batch.device.type != "cpu" and asked is None):
         return None
-    if not choice.usable():
+    if not choice.numba_installed():
         if asked is None:
+            choice.say_missing()
             return None
         raise RuntimeError("backend='numba' needs the extra fast: pip install 'mooring[fast]'")
-    from mooring.step.compiled import Compiled, unserved
+    from mooring.step.compiled import Compiled, kernel_name, unserved
 
+    if not choice.loadable(kernel_name(batch.dtype)):
+        return None
     reason = unserved(batch)
     if reason and asked == batch.group.get("backend") == "numba":
         raise RuntimeError(f"backend='numba' cannot serve: {reason}; backend=None takes what serves best")

@@ -36,6 +36,11 @@ _NO_PAIRS = np.zeros((0, 5), np.int64)
 _NO_ROWS = np.zeros((1, 0))
 
 
+def kernel_name(dtype: torch.dtype) -> str:
+    """The kernel of a compute type, as ``kernels/choice.py`` knows it."""
+    return f"step {dtype}"
+
+
 def unserved(batch: Batch) -> str:
     """Why the kernels cannot take a batch's step; empty where they can."""
     if batch.device.type != "cpu":
@@ -128,7 +133,7 @@ class Compiled:
         """Whether one loop can do all that a block needs: Adam's moments, and one of two sets of inner products."""
         batch = self.batch
         options = (sweep.WEIGHTS, sweep.MOMENTS, sweep.AMSGRAD, sweep.NESTEROV, sweep.COUPLES, sweep.BUFFERS)
-        if how[sweep.KIND] != blocks.ADAM or any(how[at] for at in options):
+        if how[sweep.KIND] != blocks.ADAM or any(how[at] for at in options) or batch.group["betas"][0] <= 0.5:
             return sweep.SEVERAL
         if batch.entries == ("gg", "gp", "pp", "pu") and not how[sweep.OFFSETS]:
             return sweep.SEEN
@@ -419,8 +424,7 @@ class Compiled:
             )  # fmt: skip
 
         if len(units):
-            if not choice.ready():
-                choice.first_time(lambda: work(0, 0))
+            choice.load(kernel_name(self.batch.dtype), lambda: work(0, 0))
             share(work, _bounds(self._elements(units)))
 
     def _elements(self, units: np.ndarray) -> np.ndarray:

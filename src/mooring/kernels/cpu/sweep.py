@@ -206,9 +206,9 @@ def _block_size(what, how, pairs, k):
     if k[SCALE] == 1 and how[COUPLES] == 0 and how[WEIGHTS] == SAME:
         if what & EARLY and _goes_straight(how, pairs, k):
             return STRAIGHT
-        if what & SQUARES or (how[LOOP] == SEEN and k[FRESH] < 0.5):
+        if what & SQUARES or how[LOOP] == SEEN:
             return SUMMED
-        if how[LOOP] == HELD and how[ANCHOR] == SAME and k[FRESH] < 0.5:
+        if how[LOOP] == HELD and how[ANCHOR] == SAME:
             return SUMMED
     return BLOCK
 
@@ -280,14 +280,14 @@ def _block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, kept
         if what & EARLY and _goes_straight(how, pairs, k):
             adam_moved(seen, m, v, p, n, k, how[TAUS])
             return
-        if fresh and how[LOOP] == SEEN and k[FRESH] < 0.5:
+        if fresh and how[LOOP] == SEEN:
             gg, gp, pp, pu = adam_seen(seen, m, v, p, u, n, k)
             sums[0] += gg
             sums[1] += gp
             sums[2] += pp
             sums[3] += pu
             return
-        if fresh and how[LOOP] == HELD and k[FRESH] < 0.5:
+        if fresh and how[LOOP] == HELD:
             dd, gd, du, uu = adam_held(seen, m, v, p, a, n, k, how[KAPPAS])
             sums[0] += dd
             sums[1] += gd
