@@ -101,6 +101,8 @@ class Compiled:
         self._set_program()
         self._observed = False
         self._kept: list[Tensor] = []
+        # Which units the threads take together, by table of units (they live as long as this) and number of threads.
+        self._bounds: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self._contiguous = False
         # By column: addresses as they were put in the table, and the tensors that lie there.
         self._seen: dict[int, list[int]] = {}
@@ -425,7 +427,10 @@ class Compiled:
 
         if len(units):
             choice.load(kernel_name(self.batch.dtype), lambda: work(0, 0))
-            share(work, _bounds(self._elements(units)))
+            asked = id(units), torch.get_num_threads()
+            if asked not in self._bounds:
+                self._bounds[asked] = _bounds(self._elements(units), asked[1])
+            share(work, self._bounds[asked])
 
     def _elements(self, units: np.ndarray) -> np.ndarray:
         ends = np.concatenate([[0], np.cumsum(self.pieces[:, 3])])
@@ -465,15 +470,16 @@ def _chunks(pieces: np.ndarray, units: np.ndarray) -> np.ndarray:
     return np.array(out, np.int64).reshape(-1, 3)
 
 
-def _bounds(elements: np.ndarray) -> list[tuple[int, int]]:
-    """Runs of units for the threads: a few for each, none too small to be worth handing over."""
-    total = int(elements.sum())
-    parts = max(1, min(4 * torch.get_num_threads(), total // PIECE, len(elements)))
-    if parts == 1:
-        return [(0, len(elements))]
-    edges = np.searchsorted(np.cumsum(elements), total * np.arange(1, parts) / parts) + 1
-    cuts = [0, *np.unique(edges).tolist(), len(elements)]
-    return [(a, b) for a, b in pairwise(cuts) if b > a]
+def _bounds(elements: np.ndarray, threads: int) -> list[tuple[int, int]]:
+    """Runs of units for the threads, each a share of what is left, so that all end at about the same time."""
+    ends = np.cumsum(elements)
+    bounds, first, done = [], 0, 0
+    while first < len(elements):
+        share_of_rest = (int(ends[-1]) - done) // (2 * threads) if threads > 1 else int(ends[-1])
+        last = int(np.searchsorted(ends, done + max(share_of_rest, 4 * PIECE))) + 1
+        bounds.append((first, min(last, len(elements))))
+        first, done = last, int(ends[min(last, len(elements)) - 1])
+    return bounds
 
 
 def _program(taped: Taped, entries: Sequence[str]) -> Program:
