@@ -13,7 +13,7 @@ from torch import Tensor
 from mooring.kernels import choice
 from mooring.kernels.cpu import blocks, sweep
 from mooring.kernels.cpu.memory import BFLOAT16, FLOAT16, SAME
-from mooring.kernels.cpu.program import CODE, Program
+from mooring.kernels.cpu.program import CODE, SPARE, Program
 from mooring.kernels.cpu.threads import scratch, share
 from mooring.step.move import Move
 from mooring.step.shards import like_shard
@@ -412,8 +412,8 @@ class Compiled:
         largest = int(self.sizes[self.sizes <= WHOLE].max(initial=0)) if keep and self.how[sweep.KIND] != 1 else 0
 
         def work(first: int, last: int) -> None:
-            registers = scratch("registers", len(program.wide) * self._most_rows, np.float64)
-            registers = registers[: len(program.wide) * self._most_rows].reshape(len(program.wide), self._most_rows)
+            shape = len(program.wide) + SPARE, self._most_rows
+            registers = scratch("registers", shape[0] * shape[1], np.float64)[: shape[0] * shape[1]].reshape(shape)
             for register, value in program.constants:
                 registers[register] = value
             kept = scratch("kept", largest, self.like.dtype) if keep else self.like[:0]

@@ -43,6 +43,7 @@ class Tape:
         self.wide: list[bool] = []
         self.constants: dict[float, int] = {}
         self.inputs: dict[str, int] = {}
+        self._done: dict[tuple[str, tuple[int, ...]], int] = {}
 
     def new(self, wide: bool) -> Number:
         """A number that nothing has been done to yet."""
@@ -64,10 +65,24 @@ class Tape:
     def do(self, name: str, *operands: Any) -> Number:
         """Write an operation down."""
         given = [self.number(x) for x in operands]
+        done = name, tuple(x.index for x in given)
+        if done in self._done:
+            return Number(self, self._done[done])
         wide = name != "sum" and any(self.wide[x.index] for x in given)
         out = self.new(wide)
-        self.steps.append((name, out.index, tuple(x.index for x in given), wide))
+        self.steps.append((name, out.index, done[1], wide))
+        self._done[done] = out.index
         return out
+
+    def forget(self, wanted: Sequence[int]) -> None:
+        """Leave out what the wanted numbers do not depend on."""
+        needed, kept = set(wanted), []
+        for step in reversed(self.steps):
+            _, out, operands, _ = step
+            if out in needed:
+                needed.update(operands)
+                kept.append(step)
+        self.steps = kept[::-1]
 
     def number(self, x: Any) -> Number:
         """A stand-in for an operand."""
@@ -233,4 +248,5 @@ def tape_rules(rules: Sequence[Rule], group: Any, entries: Sequence[str]) -> Tap
         raise NotTaped(str(error)) from error
     written = {name: getattr(x.move, name) for name in ("beta", "tau", "kappa", "buffer", "contraction")}
     outputs = {name: tape.number(c).index for name, c in written.items() if c is not None}
+    tape.forget([*outputs.values(), *flags.values()])
     return Taped(tape, {name: row.index for name, row in rows.items()}, outputs, flags)

@@ -20,6 +20,9 @@ NAMES = (  # noqa: SIM905
 ).split()
 CODE = {name: i for i, name in enumerate(NAMES)}
 _SUM, _WHERE = CODE["sum"], CODE["where"]
+_OPERANDS = np.array([2] * 14 + [1] * 9 + [3])
+SPARE = 3
+"""Registers beyond the program's own that its evaluation needs."""
 
 
 @dataclass
@@ -47,7 +50,7 @@ class Program:
 
 @njit(**OPTIONS)
 def evaluate(steps, wide, registers, rows):
-    """Run a program on ``registers``, float64 of shape (registers, at least ``rows``)."""
+    """Run a program on ``registers``, float64 of shape (registers + SPARE, at least ``rows``)."""
     for s in range(steps.shape[0]):
         code, out = steps[s, 0], registers[steps[s, 1]]
         a, b, c = steps[s, 2], steps[s, 3], steps[s, 4]
@@ -60,46 +63,71 @@ def evaluate(steps, wide, registers, rows):
                 total = registers[a, 0] * rows
             out[0] = total
             continue
-        n = rows if steps[s, 5] else 1
-        # A number beside a row stands at every place of it.
-        i_a, i_b, i_c = wide[a], wide[b], wide[c]
-        x, y, z = registers[a], registers[b], registers[c]
+        if not steps[s, 5]:
+            if code == _WHERE:
+                out[0] = registers[b, 0] if registers[a, 0] != 0 else registers[c, 0]
+            else:
+                out[0] = _apply(code, registers[a, 0], registers[b, 0])
+            continue
+        # A number beside a row stands at every place of it: written out, so that all loops run over whole rows.
+        spare = registers.shape[0] - SPARE
+        for operand in range(_OPERANDS[code]):
+            which = steps[s, 2 + operand]
+            if not wide[which]:
+                for i in range(rows):
+                    registers[spare + operand, i] = registers[which, 0]
+        x = registers[a if wide[a] else spare]
+        y = registers[b if wide[b] else spare + 1]
+        z = registers[c if wide[c] else spare + 2]
         if code == _WHERE:
-            for i in range(n):
-                out[i] = y[i * i_b] if x[i * i_a] != 0 else z[i * i_c]
-        elif n == 1:
-            out[0] = _apply(code, x[0], y[0])
+            for i in range(rows):
+                out[i] = y[i] if x[i] != 0 else z[i]
         else:
-            _rows(code, out, x, y, i_a, i_b, n)
+            _rows(code, out, x, y, rows)
 
 
 @njit(**OPTIONS)
-def _rows(code, out, x, y, i_a, i_b, n):
+def _rows(code, out, x, y, n):
     # The choice is made outside of the loops of what rules mostly do to thousands of rows.
     if code == 0:
         for i in range(n):
-            out[i] = x[i * i_a] + y[i * i_b]
+            out[i] = x[i] + y[i]
     elif code == 1:
         for i in range(n):
-            out[i] = x[i * i_a] - y[i * i_b]
+            out[i] = x[i] - y[i]
     elif code == 2:
         for i in range(n):
-            out[i] = x[i * i_a] * y[i * i_b]
+            out[i] = x[i] * y[i]
     elif code == 3:
         for i in range(n):
-            out[i] = x[i * i_a] / y[i * i_b]
+            out[i] = x[i] / y[i]
+    elif code == 4:
+        for i in range(n):
+            out[i] = x[i] if (x[i] >= y[i] or x[i] != x[i]) else y[i]
     elif code == 6:
         for i in range(n):
-            out[i] = 1.0 if x[i * i_a] < y[i * i_b] else 0.0
+            out[i] = 1.0 if x[i] < y[i] else 0.0
     elif code == 8:
         for i in range(n):
-            out[i] = 1.0 if x[i * i_a] > y[i * i_b] else 0.0
+            out[i] = 1.0 if x[i] > y[i] else 0.0
+    elif code == 12:
+        for i in range(n):
+            out[i] = 1.0 if x[i] != 0 and y[i] != 0 else 0.0
+    elif code == 14:
+        for i in range(n):
+            out[i] = -x[i]
+    elif code == 15:
+        for i in range(n):
+            out[i] = abs(x[i])
     elif code == 16:
         for i in range(n):
-            out[i] = np.sqrt(x[i * i_a])
+            out[i] = np.sqrt(x[i])
+    elif code == 19:
+        for i in range(n):
+            out[i] = 0.0 if x[i] != 0 else 1.0
     else:
         for i in range(n):
-            out[i] = _apply(code, x[i * i_a], y[i * i_b])
+            out[i] = _apply(code, x[i], y[i])
 
 
 @njit(**OPTIONS)
