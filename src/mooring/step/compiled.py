@@ -23,8 +23,6 @@ from mooring.step.tape import NotTaped, Taped, tape_rules
 if TYPE_CHECKING:
     from mooring.step.batch import Batch
 
-PIECE = 1 << 16
-"""Elements of a slice that are summed in one go."""
 WHOLE = 1 << 22
 """Up to so many elements, a tensor is observed, decided and moved by one thread before the next is touched."""
 _STORED = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
@@ -132,13 +130,19 @@ class Compiled:
         return how
 
     def _loop(self, how: np.ndarray) -> int:
-        """Whether one loop can do all that a block needs: Adam's moments, and one of two sets of inner products."""
+        """Whether one loop can do all that a block needs."""
         batch = self.batch
-        options = (sweep.WEIGHTS, sweep.MOMENTS, sweep.AMSGRAD, sweep.NESTEROV, sweep.COUPLES, sweep.BUFFERS)
-        if how[sweep.KIND] != blocks.ADAM or any(how[at] for at in options) or batch.group["betas"][0] <= 0.5:
+        own_types = how[sweep.WEIGHTS] == SAME and how[sweep.MOMENTS] == SAME
+        rare = any(how[at] for at in (sweep.AMSGRAD, sweep.NESTEROV, sweep.PLAIN, sweep.BUFFERS))
+        if not own_types or rare or how[sweep.KIND] == blocks.ADAI:
             return sweep.SEVERAL
-        if batch.entries == ("gg", "gp", "pp", "pu") and not how[sweep.OFFSETS]:
-            return sweep.SEEN
+        if how[sweep.KIND] == blocks.MOMENTUM:
+            straight = not batch.entries and not how[sweep.OFFSETS]
+            return sweep.STRAIGHT if straight else sweep.SEVERAL
+        if how[sweep.COUPLES] or batch.group["betas"][0] <= 0.5:  # torch's lerp is another formula then
+            return sweep.SEVERAL
+        if not how[sweep.OFFSETS]:
+            return {(): sweep.STRAIGHT, ("gg", "gp", "pp", "pu"): sweep.SEEN}.get(batch.entries, sweep.SEVERAL)
         held = batch.entries == ("dd", "gd", "ud", "uu") and self._moves_early(how) and not how[sweep.TAUS]
         return sweep.HELD if held and batch.group.get("anchor") != "zero" else sweep.SEVERAL
 
@@ -153,10 +157,10 @@ class Compiled:
         self.of_tensor = np.zeros((len(rows), 3), np.int64)
         at = at_slice = 0
         for t, (n, length) in enumerate(zip(rows, lengths)):
-            each = max(1, -(-length // PIECE))
+            each = max(1, -(-length // sweep.PIECE))
             which, part = np.divmod(np.arange(n * each), each)
-            first = which * length + part * PIECE
-            count = np.minimum(PIECE, length - part * PIECE)
+            first = which * length + part * sweep.PIECE
+            count = np.minimum(sweep.PIECE, length - part * sweep.PIECE)
             pieces.append(np.stack([np.full_like(which, t), at_slice + which, first, count], 1))
             self.of_tensor[t] = t, at, at + len(which)
             at += len(which)
@@ -456,14 +460,14 @@ def _products(entries: Sequence[str]) -> np.ndarray:
 
 
 def _chunks(pieces: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Units of at most about PIECE elements, each of one tensor."""
+    """Units of at most about sweep.PIECE elements, each of one tensor."""
     out = []
     for t, begin, end in units:
         sizes = pieces[begin:end, 3]
-        if sizes.sum() <= PIECE:
+        if sizes.sum() <= sweep.PIECE:
             out.append((t, begin, end))
             continue
-        number = np.cumsum(sizes) // PIECE
+        number = np.cumsum(sizes) // sweep.PIECE
         cuts = np.flatnonzero(np.diff(number)) + 1
         edges = [begin, *(begin + cuts), end]
         out += [(t, a, b) for a, b in pairwise(edges) if b > a]
@@ -476,7 +480,7 @@ def _bounds(elements: np.ndarray, threads: int) -> list[tuple[int, int]]:
     bounds, first, done = [], 0, 0
     while first < len(elements):
         share_of_rest = (int(ends[-1]) - done) // (2 * threads) if threads > 1 else int(ends[-1])
-        last = int(np.searchsorted(ends, done + max(share_of_rest, 4 * PIECE))) + 1
+        last = int(np.searchsorted(ends, done + max(share_of_rest, 4 * sweep.PIECE))) + 1
         bounds.append((first, min(last, len(elements))))
         first, done = last, int(ends[min(last, len(elements)) - 1])
     return bounds

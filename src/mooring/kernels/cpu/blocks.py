@@ -15,8 +15,8 @@ ADAM, MOMENTUM, ADAI = 0, 1, 2
 
 BLOCK = 512
 """Elements worked on at a time: eight arrays of them fit the first cache."""
-SUMMED, STRAIGHT = 1 << 12, 1 << 16
-"""The same where no scratch is needed: as many as are added in the compute type, and as many as a piece has."""
+SUMMED = 1 << 12
+"""The same where no scratch is needed: as many as are added in the compute type."""
 
 # The numbers of one tensor, in the compute type; what they mean is up to the kind of moments.
 FRESH, KEEP2, FRESH2, ROOT, FLOOR, KEEP1, SHARE = range(7)
@@ -48,19 +48,22 @@ def adam(g, m, v, u, n, k):
 
 @njit(**OPTIONS)
 def adam_moved(g, m, v, p, n, k, shrinks):
-    """The same and the move of a recipe that reads no sums, in one loop."""
-    fresh, keep2, fresh2, root, floor, beta, tau = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[BETA], k[TAU]
+    """The same of ``scale g``, and the move of a recipe that reads no sums, in one loop."""
+    fresh, keep2, fresh2, root, floor, scale = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[SCALE]
+    beta, tau = k[BETA], k[TAU]
     if shrinks:
         for i in range(n):
-            m_i = m[i] + fresh * (g[i] - m[i])
-            v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
+            g_i = g[i] * scale
+            m_i = m[i] + fresh * (g_i - m[i])
+            v_i = keep2 * v[i] + fresh2 * g_i * g_i
             m[i] = m_i
             v[i] = v_i
             p[i] -= m_i / (np.sqrt(v_i) * root + floor) * beta + p[i] * tau
     else:
         for i in range(n):
-            m_i = m[i] + fresh * (g[i] - m[i])
-            v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
+            g_i = g[i] * scale
+            m_i = m[i] + fresh * (g_i - m[i])
+            v_i = keep2 * v[i] + fresh2 * g_i * g_i
             m[i] = m_i
             v[i] = v_i
             p[i] -= m_i / (np.sqrt(v_i) * root + floor) * beta
@@ -68,19 +71,20 @@ def adam_moved(g, m, v, p, n, k, shrinks):
 
 @njit(**OPTIONS)
 def adam_seen(g, m, v, p, u, n, k):
-    """:func:`adam` and, hidden behind its roots and quotients, ``<g,g>``, ``<g,p>``, ``<p,p>`` and ``<p,u>``."""
-    fresh, keep2, fresh2, root, floor = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR]
+    """:func:`adam` of ``scale g`` and, behind its roots and quotients, ``<g,g>``, ``<g,p>``, ``<p,p>``, ``<p,u>``."""
+    fresh, keep2, fresh2, root, floor, scale = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[SCALE]
     gg = g.dtype.type(0)
     gp, pp, pu = gg, gg, gg
     for i in range(n):
-        m_i = m[i] + fresh * (g[i] - m[i])
-        v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
+        g_i = g[i] * scale
+        m_i = m[i] + fresh * (g_i - m[i])
+        v_i = keep2 * v[i] + fresh2 * g_i * g_i
         m[i] = m_i
         v[i] = v_i
         u_i = m_i / (np.sqrt(v_i) * root + floor)
         u[i] = u_i
-        gg = added(gg, g[i] * g[i])
-        gp = added(gp, g[i] * p[i])
+        gg = added(gg, g_i * g_i)
+        gp = added(gp, g_i * p[i])
         pp = added(pp, p[i] * p[i])
         pu = added(pu, p[i] * u_i)
     return np.float64(gg), np.float64(gp), np.float64(pp), np.float64(pu)
@@ -89,33 +93,35 @@ def adam_seen(g, m, v, p, u, n, k):
 @njit(**OPTIONS)
 def adam_held(g, m, v, p, a, n, k, anchors):
     """:func:`adam_moved` beside an anchor, no decay to zero; and ``<d,d>``, ``<g,d>``, ``<u,d>``, ``<u,u>``."""
-    fresh, keep2, fresh2, root, floor = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR]
+    fresh, keep2, fresh2, root, floor, scale = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[SCALE]
     beta, kappa = k[BETA], k[KAPPA]
     dd = g.dtype.type(0)
     gd, du, uu = dd, dd, dd
     if anchors:
         for i in range(n):
-            m_i = m[i] + fresh * (g[i] - m[i])
-            v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
+            g_i = g[i] * scale
+            m_i = m[i] + fresh * (g_i - m[i])
+            v_i = keep2 * v[i] + fresh2 * g_i * g_i
             m[i] = m_i
             v[i] = v_i
             u_i = m_i / (np.sqrt(v_i) * root + floor)
             d_i = p[i] - a[i]
             dd = added(dd, d_i * d_i)
-            gd = added(gd, g[i] * d_i)
+            gd = added(gd, g_i * d_i)
             du = added(du, u_i * d_i)
             uu = added(uu, u_i * u_i)
             p[i] -= u_i * beta + d_i * kappa
     else:
         for i in range(n):
-            m_i = m[i] + fresh * (g[i] - m[i])
-            v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
+            g_i = g[i] * scale
+            m_i = m[i] + fresh * (g_i - m[i])
+            v_i = keep2 * v[i] + fresh2 * g_i * g_i
             m[i] = m_i
             v[i] = v_i
             u_i = m_i / (np.sqrt(v_i) * root + floor)
             d_i = p[i] - a[i]
             dd = added(dd, d_i * d_i)
-            gd = added(gd, g[i] * d_i)
+            gd = added(gd, g_i * d_i)
             du = added(du, u_i * d_i)
             uu = added(uu, u_i * u_i)
             p[i] -= u_i * beta
@@ -158,6 +164,32 @@ def momentum(g, b, n, k):
     keep, share = k[KEEP1], k[SHARE]
     for i in range(n):
         b[i] = b[i] * keep + g[i] * share
+
+
+@njit(**OPTIONS)
+def momentum_moved(g, b, p, n, k, couples, shrinks):
+    """The same of ``scale g``, plus ``coupled p`` where it ``couples``, and the move, in one loop."""
+    keep, share, scale, coupled, beta, tau = k[KEEP1], k[SHARE], k[SCALE], k[COUPLED], k[BETA], k[TAU]
+    if couples and shrinks:
+        for i in range(n):
+            b_i = b[i] * keep + (p[i] * coupled + g[i] * scale) * share
+            b[i] = b_i
+            p[i] -= b_i * beta + p[i] * tau
+    elif couples:
+        for i in range(n):
+            b_i = b[i] * keep + (p[i] * coupled + g[i] * scale) * share
+            b[i] = b_i
+            p[i] -= b_i * beta
+    elif shrinks:
+        for i in range(n):
+            b_i = b[i] * keep + g[i] * scale * share
+            b[i] = b_i
+            p[i] -= b_i * beta + p[i] * tau
+    else:
+        for i in range(n):
+            b_i = b[i] * keep + g[i] * scale * share
+            b[i] = b_i
+            p[i] -= b_i * beta
 
 
 @njit(**OPTIONS)

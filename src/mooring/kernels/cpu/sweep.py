@@ -21,7 +21,6 @@ from mooring.kernels.cpu.blocks import (
     MOMENTUM,
     SCALE,
     SHARE,
-    STRAIGHT,
     SUMMED,
     TAU,
     adai,
@@ -40,6 +39,7 @@ from mooring.kernels.cpu.blocks import (
     larger,
     maximum_to_be,
     momentum,
+    momentum_moved,
     move,
     plus,
     projected,
@@ -69,7 +69,10 @@ WEIGHTS, MOMENTS, ANCHOR, ROUNDING, KIND, AMSGRAD, NESTEROV, OFFSETS, COUPLES, P
     range(14)
 )
 SETTINGS = 14
-SEVERAL, SEEN, HELD = 0, 1, 2  # loops over a block, or the one that does all: adam_seen, adam_held
+# Loops over a block one after the other, or one that does it all: adam_moved, momentum_moved; adam_seen; adam_held.
+SEVERAL, STRAIGHT, SEEN, HELD = range(4)
+PIECE = 1 << 16
+"""Elements of a slice that are summed in one go."""
 NO_ANCHOR, ZERO = -1, -2  # beside the ways of storage in memory.py
 NEAREST, STOCHASTIC, KAHAN = 0, 1, 2
 # What one walk does, added up.
@@ -149,7 +152,7 @@ def _walk(
         where_u = table[t, U] + origin * item if table[t, U] != 0 else 0
         if where_u == 0 and elements <= kept.size:
             where_u = address_of(kept)
-        size = _block_size(what, how, pairs, k)
+        size = _block_size(what, how, k)
         for stage in range(2):
             if stage == 0 and not what & (OBSERVE | SQUARES | SUMS):
                 continue
@@ -194,22 +197,16 @@ def _walk(
 
 
 @njit(**OPTIONS)
-def _goes_straight(how, pairs, k):
-    """Whether one loop over memory does it all: Adam without sums, in its own type."""
-    plain = how[KIND] == ADAM and not how[AMSGRAD] and not how[NESTEROV] and pairs.shape[0] == 0 and not how[KAPPAS]
-    return plain and how[WEIGHTS] == SAME and how[MOMENTS] == SAME and k[FRESH] < 0.5
-
-
-@njit(**OPTIONS)
-def _block_size(what, how, pairs, k):
+def _block_size(what, how, k):
     """How many elements are worked on at a time: few where scratch has to stay in the first cache."""
-    if k[SCALE] == 1 and how[COUPLES] == 0 and how[WEIGHTS] == SAME:
-        if what & EARLY and _goes_straight(how, pairs, k):
-            return STRAIGHT
-        if what & SQUARES or how[LOOP] == SEEN:
-            return SUMMED
-        if how[LOOP] == HELD and how[ANCHOR] == SAME:
-            return SUMMED
+    if what & SQUARES:
+        return SUMMED if how[WEIGHTS] == SAME and how[COUPLES] == 0 and k[SCALE] == 1 else BLOCK
+    if what & SUMS:
+        return BLOCK
+    if how[LOOP] == STRAIGHT and what & EARLY:
+        return PIECE
+    if how[LOOP] == SEEN or (how[LOOP] == HELD and how[ANCHOR] == SAME):
+        return SUMMED
     return BLOCK
 
 
@@ -217,7 +214,7 @@ def _block_size(what, how, pairs, k):
 def _block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, kept):
     size = BLOCK * like.itemsize
     stored = how[WEIGHTS]
-    if what & SQUARES and how[COUPLES] == 0:
+    if what & SQUARES and how[COUPLES] == 0 and k[SCALE] == 1:
         g = load(table[t, G], e, n, stored, like, scratch + size)
         sums[0] += dot(g, g, n)
         return
@@ -245,15 +242,17 @@ def _block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, kept
         kept = 0
     u = view(kept if kept != 0 else scratch + 8 * size, n, like)
     fresh = stage == 0
+    # Whether the one loop that follows scales and couples the gradient by itself.
+    alone = how[LOOP] != SEVERAL and not what & (SQUARES | SUMS) and (what & EARLY or how[LOOP] != STRAIGHT)
     g, seen = p, p
     if fresh or (kept == 0 and (nesterov or bare)):
         g = load(table[t, G], e, n, stored, like, scratch + size)
-        if k[SCALE] != 1:
+        if k[SCALE] != 1 and not alone:
             out = view(scratch + size, n, like)
             scaled(g, out, n, k[SCALE])
             g = out
         seen = g
-        if how[COUPLES] != 0:
+        if how[COUPLES] != 0 and not alone:
             seen = view(scratch + 4 * size, n, like)
             plus(p if how[COUPLES] == 1 else d, g, seen, n, k[COUPLED])
     if what & SQUARES:
@@ -277,18 +276,21 @@ def _block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, kept
             else:
                 sums[0] += total(v, n)
             return
-        if what & EARLY and _goes_straight(how, pairs, k):
-            adam_moved(seen, m, v, p, n, k, how[TAUS])
+        if fresh and how[LOOP] == STRAIGHT and alone:
+            if kind == ADAM:
+                adam_moved(g, m, v, p, n, k, how[TAUS])
+            else:
+                momentum_moved(g, m, p, n, k, how[COUPLES], how[TAUS])
             return
         if fresh and how[LOOP] == SEEN:
-            gg, gp, pp, pu = adam_seen(seen, m, v, p, u, n, k)
+            gg, gp, pp, pu = adam_seen(g, m, v, p, u, n, k)
             sums[0] += gg
             sums[1] += gp
             sums[2] += pp
             sums[3] += pu
             return
         if fresh and how[LOOP] == HELD:
-            dd, gd, du, uu = adam_held(seen, m, v, p, a, n, k, how[KAPPAS])
+            dd, gd, du, uu = adam_held(g, m, v, p, a, n, k, how[KAPPAS])
             sums[0] += dd
             sums[1] += gd
             sums[2] += du
