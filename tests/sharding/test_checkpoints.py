@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mooring.kernels import choice
 from tests.optim.table import BY_NAME
 from tests.sharding.checkpoint_workers import FEW, cases, continued
 from tests.sharding.processes import run, run_once
@@ -37,11 +38,15 @@ def test_training_goes_on_exactly_on_any_number_of_processes(tmp_path: Path) -> 
                 found.setdefault((int(checkpoint), on), {})[name] = value
         assert all(result == results[0] for result in results)
 
-    note(1, [continued(folder, "1", ["1"])])
+    def alone(*what: Any, **few: bool) -> list[dict[str, Any]]:
+        with choice.use("eager"):  # as the processes of a group do
+            return [continued(folder, *what, **few)]
+
+    note(1, alone("1", ["1"]))
     note(2, run(CONTINUED, ranks=2, folder=folder, save="2", load=["1", "2"]))
-    note(1, [continued(folder, None, ["2"])])
+    note(1, alone(None, ["2"]))
     note(4, run(CONTINUED, ranks=4, folder=folder, save="4", load=["2"], few=True))
-    note(1, [continued(folder, None, ["4"], few=True)])
+    note(1, alone(None, ["4"], few=True))
 
     assert set(cases(tmp_path)) >= {*BY_NAME, *FEW}
     assert set(found) == {(1, 1), (1, 2), (2, 2), (2, 1), (2, 4), (4, 1)}

@@ -188,7 +188,7 @@ METHODS: dict[str, MethodInfo] = {
         description="Adam that takes back steps away from the pretrained weights where the gradient points to them.",
         paper="Tian, Huang and Kira, NeurIPS 2024, arXiv 2411.01713",
         state_per_weight=3,
-        passes=12,
+        passes=11,
         collectives=1,
         space={"lr": _ADAM_LR, "strength": _STRENGTH},
     ),

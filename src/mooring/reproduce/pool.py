@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
+
+
+class _Process(SpawnProcess):
+    """Begins with Ctrl-C held back: until it ignores it by itself, it would die of it with a traceback."""
+
+    def start(self) -> None:
+        """Start the process."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else ()
+        try:
+            super().start()
+        finally:
+            if hasattr(signal, "pthread_sigmask"):
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Context(SpawnContext):
+    Process = _Process
 
 
 @contextmanager
@@ -22,7 +39,7 @@ def process_pool(workers: int, *, fresh: bool = False) -> Iterator[ProcessPoolEx
     """
     pool = ProcessPoolExecutor(
         workers,
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=_Context(),
         initializer=_ignore_interrupts,
         max_tasks_per_child=1 if fresh else None,
     )
