@@ -367,3 +367,17 @@ def test_sums_of_a_long_row_keep_their_digits() -> None:
         optimizer = mo.AdamW([weight], max_grad_norm=1.0, one_parameter=True)
         optimizer.step()
     assert float(optimizer.grad_norm) == pytest.approx(total(weight.grad) ** 0.5, rel=256 * 2**-24)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_norm_is_asked_for_before_the_first_step_and_uphill(dtype: torch.dtype) -> None:
+    ends = []
+    for backend in ("numba", "eager"):
+        params = parameters(dtype)
+        feed(params, 1)
+        with choice.use(backend):
+            optimizer = mo.AdamW(params, max_grad_norm=0.5, maximize=True)
+            optimizer.step()
+        ends.append((params, float(optimizer.grad_norm)))  # type: ignore[arg-type]
+    assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-6)
+    assert distance(ends[0][0], ends[1][0]) <= (2**-8 if dtype == torch.bfloat16 else 1e-6)

@@ -214,8 +214,12 @@ def _block_size(what, how, k):
 def _block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, kept):
     size = BLOCK * like.itemsize
     stored = how[WEIGHTS]
-    if what & SQUARES and how[COUPLES] == 0 and k[SCALE] == 1:
+    if what & SQUARES and how[COUPLES] == 0:  # asked before the step has begun: nothing but gradients is in the table
         g = load(table[t, G], e, n, stored, like, scratch + size)
+        if k[SCALE] != 1:
+            out = view(scratch + size, n, like)
+            scaled(g, out, n, k[SCALE])
+            g = out
         sums[0] += dot(g, g, n)
         return
     if how[ROUNDING] == KAHAN:
