@@ -116,7 +116,7 @@ def test_methods_and_tasks_are_listed(mooring: Mooring) -> None:
     assert METHODS["adamspd"].paper in out and "strength" in out
     out = " ".join(out.split())  # however wide the terminal is
     assert "tuned over lr 1e-4 to 3e-2 (log), strength 0.1 to 2 cost" in out
-    assert "12 bytes of state, 12 passes over memory, 1 gradient per step, 1 collective where sharded" in out
+    assert "12 bytes of state, 11 passes over memory, 1 gradient per step, 1 collective where sharded" in out
     _, out, _ = mooring("methods", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert list(rows) == list(METHODS)

@@ -22,8 +22,8 @@ class AdamSPD(Optimizer):
 
     A tensor is pulled back toward its anchor only where the gradient says that it has moved too far; see
     :class:`mooring.rules.SelectiveProjection`. The anchor is what the weights are at the first step with a learning
-    rate other than 0. State: 12 bytes per float32 element (8 with ``anchor="zero"``). 12 passes over memory
-    where AdamW has 7 (10 with ``anchor="zero"``): the four inner products are known only after a first run over p.
+    rate other than 0. State: 12 bytes per float32 element (8 with ``anchor="zero"``). 11 passes over memory
+    where AdamW has 7 (9 with ``anchor="zero"``): the four inner products are known only after a first run over p.
 
     Args:
         params: parameters, ``named_parameters()``, or groups. A new head, which has no pretrained value, goes into a
