@@ -20,7 +20,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mooring.cli.inspect import _progress
+from mooring.cli.stages import stages
 from mooring.finetune.methods import resolve
 from mooring.finetune.metrics import load_predictions
 from mooring.finetune.spec import TaskSpec, TrainSpec, TrialSpec
@@ -274,7 +274,7 @@ def test_many_layers_are_drawn_by_their_modules() -> None:
 
 def test_a_terminal_sees_a_bar_of_its_own_for_each_measure() -> None:
     file = io.StringIO()
-    with _progress(Console(file=file, force_terminal=True, width=100), False) as show:
+    with stages(Console(file=file, force_terminal=True, width=100), False) as show:
         show("first", 3, 24)
         show("second", None, None)
         show("second", 7, None)

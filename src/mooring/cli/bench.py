@@ -5,24 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from mooring.bench.request import Request
+from mooring.cli.stages import stages
 from mooring.finetune.errors import SpecError
 
 if TYPE_CHECKING:
     from mooring.bench.results import Results
-    from mooring.bench.run import Tell
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -41,7 +37,7 @@ def run_bench(request: Request, *, quiet: bool, as_json: bool) -> int:
         raise SpecError(f"{str(folder)!r} is a file; --output-dir must name a folder")
     if request.page is not None:
         page.check(request.page)
-    with _progress(errors, quiet) as tell:
+    with stages(errors, quiet) as tell:
         results = bench(request, tell)
     try:
         _write(results, folder, request.page)
@@ -93,39 +89,3 @@ def _print(console: Console, results: Results) -> None:
         console.print(f"\n{found.title}", markup=False, highlight=False, style="bold")
         console.print(table)
     console.print(f"\n{summary(results.rows)}.", markup=False, highlight=False)
-
-
-@contextmanager
-def _progress(console: Console, quiet: bool) -> Iterator[Tell]:
-    """A bar per row in a terminal, a line per row elsewhere."""
-    if quiet:
-        yield lambda stage, done, total: None
-    elif console.is_terminal:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=console, transient=True) as bars:
-            current, shown = bars.add_task("", total=None), ""
-
-            def show(stage: str, done: int | None, total: int | None) -> None:
-                nonlocal current, shown
-                if stage != shown:
-                    bars.remove_task(current)
-                    current, shown = bars.add_task(stage, total=total), stage
-                bars.update(current, completed=done or 0, total=total)
-
-            yield show
-    else:
-        began, said = time.monotonic(), ""
-
-        def line(stage: str, done: int | None, total: int | None) -> None:
-            nonlocal said
-            if stage != said:
-                said = stage
-                console.print(f"{time.monotonic() - began:6.1f} s  {stage}", markup=False, highlight=False)
-
-        yield line

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from mooring.cli.stages import stages
 from mooring.finetune.errors import SpecError, TrialError
 from mooring.inspect.request import Request
 
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from mooring.inspect.results import Results
 
 OK, FAILED = 0, 1
-Stage = Callable[[str, "int | None", "int | None"], None]
 
 
 def run_inspect(request: Request, *, quiet: bool, as_json: bool) -> int:
@@ -37,7 +34,7 @@ def run_inspect(request: Request, *, quiet: bool, as_json: bool) -> int:
     if folder.exists() and not folder.is_dir():
         raise SpecError(f"{str(folder)!r} is a file; --output-dir must name a folder")
     try:
-        with _progress(errors, quiet) as stage:
+        with stages(errors, quiet) as stage:
             stage("loading", None, None)
             results = inspect(request, find_subject(request), stage)
             stage("writing", None, None)
@@ -69,45 +66,6 @@ def _new_folder(checkpoint: Path) -> Path:
         count += 1
         folder = folder.with_name(f"{stamp}-inspect-{stem}-{count}")
     return folder
-
-
-@contextmanager
-def _progress(console: Console, quiet: bool) -> Iterator[Stage]:
-    if quiet:
-        yield lambda name, done, total: None
-    elif console.is_terminal:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=console, transient=True) as bars:
-            current, shown = bars.add_task("", total=None), ""
-
-            def show(name: str, done: int | None, total: int | None) -> None:
-                nonlocal current, shown
-                if name != shown:  # a new bar: the old one's total would stay where none is known
-                    bars.remove_task(current)
-                    current, shown = bars.add_task(name, total=total), name
-                bars.update(current, completed=done or 0, total=total)
-
-            yield show
-    else:
-        yield _Lines(console).show
-
-
-class _Lines:
-    """A line per measure where there is no terminal to draw on."""
-
-    def __init__(self, console: Console) -> None:
-        self.console, self.current, self.began = console, "", time.monotonic()
-
-    def show(self, name: str, done: int | None, total: int | None) -> None:
-        if name != self.current:
-            self.current = name
-            self.console.print(f"{time.monotonic() - self.began:6.1f} s  {name}", highlight=False)
 
 
 def _print(console: Console, results: Results) -> None:

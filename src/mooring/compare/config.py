@@ -133,20 +133,20 @@ class RunConfig(_Section):
         equal_steps = self.compare.budget == "steps" or method.gradients_per_step == 1
         return self.train if equal_steps else self.train.with_budget_of(method.gradients_per_step)
 
+    def trial(self, method: MethodSpec, seed: int) -> TrialSpec:
+        """One method and one seed."""
+        return TrialSpec(
+            method=method,
+            task=self.task,
+            train=self.train_of(method),
+            seed=seed,
+            threads=self.compare.threads,
+            device=self.compare.device,
+        )
+
     def trials(self) -> list[TrialSpec]:
         """Every trial of the grid: all methods of the first seed, then of the next, so that pairs finish together."""
-        return [
-            TrialSpec(
-                method=method,
-                task=self.task,
-                train=self.train_of(method),
-                seed=seed,
-                threads=self.compare.threads,
-                device=self.compare.device,
-            )
-            for seed in self.seeds
-            for method in self.compare.methods
-        ]
+        return [self.trial(method, seed) for seed in self.seeds for method in self.compare.methods]
 
     def identified(self) -> RunConfig:
         """The same comparison with what its data and model say: their hashes, and the steps that ``epochs`` means.

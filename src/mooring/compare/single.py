@@ -77,15 +77,7 @@ def resolve_single(request: SingleRequest) -> TrialSpec:
         seed = config.seeds[0] if "seeds" in named and len(config.seeds) == 1 else 0
     if seed < 0:
         raise ConfigError(f"--seed must be 0 or more, got {seed}")
-    config = config.identified()
-    return TrialSpec(
-        method=method,
-        task=config.task,
-        train=config.train_of(method),
-        seed=seed,
-        threads=config.compare.threads,
-        device=config.compare.device,
-    )
+    return config.identified().trial(method, seed)
 
 
 def _method(config: RunConfig, name: str | None, in_file: bool) -> MethodSpec:

@@ -31,7 +31,6 @@ _ROUNDINGS = {"nearest": sweep.NEAREST, "stochastic": sweep.STOCHASTIC, "kahan":
 _STEP = -1
 _LETTERS = "gpud"
 _NO_PAIRS = np.zeros((0, 5), np.int64)
-_NO_ROWS = np.zeros((1, 0))
 
 
 def kernel_name(dtype: torch.dtype) -> str:
@@ -51,12 +50,15 @@ def unserved(batch: Batch) -> str:
         return f"the kernels do not take {batch.owners[0].dtype}"
     if batch.layout.along_other_dims:
         return "the kernels take rows along dimension 0"
-    narrow = batch.group.get("state_dtype") == "bfloat16" and batch.dtype == torch.float32
-    if narrow and any(rule.rewrites(batch.group) for rule in batch.rules):
+    if _narrow_moments(batch) and any(rule.rewrites(batch.group) for rule in batch.rules):
         return "a rule rewrites moments that are kept in bfloat16"
     if any(not _dense(p) for p in batch.params):
         return "a parameter is a view with gaps"
     return ""
+
+
+def _narrow_moments(batch: Batch) -> bool:
+    return batch.dtype == torch.float32 and batch.group.get("state_dtype") == "bfloat16"
 
 
 def _dense(x: Tensor) -> bool:
@@ -113,7 +115,7 @@ class Compiled:
         batch, group = self.batch, self.batch.group
         how = np.zeros(sweep.SETTINGS, np.int64)
         how[sweep.WEIGHTS] = _STORED.get(batch.owners[0].dtype, SAME)
-        how[sweep.MOMENTS] = BFLOAT16 if self._narrow_moments() else SAME
+        how[sweep.MOMENTS] = BFLOAT16 if _narrow_moments(batch) else SAME
         how[sweep.ROUNDING] = _ROUNDINGS[group.get("rounding", "nearest")] if how[sweep.WEIGHTS] != SAME else 0
         how[sweep.KIND] = _KINDS[batch.moments.compiled]
         for at, on in zip((sweep.AMSGRAD, sweep.NESTEROV, sweep.PLAIN), batch.moments.compiled_options(group)):
@@ -145,9 +147,6 @@ class Compiled:
             return {(): sweep.STRAIGHT, ("gg", "gp", "pp", "pu"): sweep.SEEN}.get(batch.entries, sweep.SEVERAL)
         held = batch.entries == ("dd", "gd", "ud", "uu") and self._moves_early(how) and not how[sweep.TAUS]
         return sweep.HELD if held and batch.group.get("anchor") != "zero" else sweep.SEVERAL
-
-    def _narrow_moments(self) -> bool:
-        return self.batch.dtype == torch.float32 and self.batch.group.get("state_dtype") == "bfloat16"
 
     def _cut(self) -> None:
         """Cut slices into pieces, and pieces into units for the threads."""
@@ -195,7 +194,7 @@ class Compiled:
         program, batch = self.program, self.batch
         rows = int((self.of_tensor[:, 2] - self.of_tensor[:, 1]).max(initial=1))
         self._most_rows = rows
-        self._wires = np.array([-1 if i is None else i for i in program.entries], np.int64)
+        self._wires = np.array(program.entries, np.int64)
         self._ports = np.array(list(program.inputs.values()), np.int64)
         self._outputs = np.array(program.outputs or [-1] * 5, np.int64)
         if self.early:

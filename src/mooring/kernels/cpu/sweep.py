@@ -73,7 +73,7 @@ SETTINGS = 14
 SEVERAL, STRAIGHT, SEEN, HELD = range(4)
 PIECE = 1 << 16
 """Elements of a slice that are summed in one go."""
-NO_ANCHOR, ZERO = -1, -2  # beside the ways of storage in memory.py
+ZERO = -2  # beside the ways of storage in memory.py
 NEAREST, STOCHASTIC, KAHAN = 0, 1, 2
 # What one walk does, added up.
 OBSERVE, REDUCE, DECIDE, APPLY, EARLY, SQUARES, SUMS = 1, 2, 4, 8, 16, 32, 64
