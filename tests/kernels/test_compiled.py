@@ -93,12 +93,27 @@ def test_narrow_weights(row: OptimizerRow, dtype: torch.dtype, options: dict[str
         train(lambda ps: row.build(ps, **options), b, dtype, steps=1) for b in ("numba", "eager")
     )
     assert served(optimizer)
+    assert_neighbours([(p.detach(), q.detach()) for p, q in zip(ours, theirs)])
+
+
+@pytest.mark.parametrize(("row", "variant"), CASES)
+def test_narrow_moments(row: OptimizerRow, variant: str) -> None:
+    """All that is kept in bfloat16 is rounded with the same random bits."""
+    (_, optimizer), (_, reference) = (
+        train(lambda ps: row.build(ps, variant, state_dtype="bfloat16"), b, torch.float32, steps=1)
+        for b in ("numba", "eager")
+    )
+    states = zip(optimizer.state.values(), reference.state.values())
+    assert_neighbours([(a[k], b[k]) for a, b in states for k in a if a[k].dtype == torch.bfloat16])
+
+
+def assert_neighbours(pairs: list[tuple[Tensor, Tensor]]) -> None:
     apart = 0
-    for p, q in zip(ours, theirs):
-        gap = (p.detach().view(torch.int16).int() - q.detach().view(torch.int16).int()).abs()
+    for p, q in pairs:
+        gap = (p.view(torch.int16).int() - q.view(torch.int16).int()).abs()
         assert not gap.numel() or int(gap.max()) <= 1
         apart += int(gap.count_nonzero())
-    assert apart <= 0.002 * sum(p.numel() for p in ours)
+    assert apart <= 0.002 * sum(p.numel() for p, _ in pairs)
 
 
 # Paths: whichever is taken, the bits are the same.

@@ -114,7 +114,9 @@ class Batch:
         self._wide: dict[str, list[Tensor]] = {}
         self._compensated = compensated(self.owners[0].dtype, self.group)
         self.sharded = any(is_sharded(p) for p in self.owners)
-        self._pieces = [piece(p) for p in self.owners] if self.draws() else []
+        # The shape of each whole tensor and where this process's piece begins in it, where random bits are drawn.
+        pieces = [piece(p) for p in self.owners] if self.draws() else []
+        self.places = [(where.whole, where.offset) for where in pieces]
         # Raised by rules during a step, 0-dim bool by name; taken and cleared when the step is counted.
         self.flags: dict[str, Tensor] = {}
         # Anchors that are not in the state, this process's part of each, wherever their store keeps them.
@@ -387,15 +389,16 @@ class Batch:
 
     def random_bits(self, purpose: str, tensors: slice = slice(None)) -> list[Tensor]:
         """Random bits for rounding, int32 in [0, 2^16): those of this step, these elements and this purpose."""
-        params, pieces = self.params[tensors], self._pieces[tensors]
-        out = [torch.empty(p.shape, dtype=torch.int32, device=p.device) for p in params]
-        seeds = [
-            random.key("rounding", purpose, group["draws"], position)
-            for group, position in zip(self.groups[tensors], self.positions[tensors])
-        ]
-        places = [(where.whole, where.offset) for where in pieces]
-        random.fill_all(out, seeds, "bits", places, self.group.get("backend"))
+        out = [torch.empty(p.shape, dtype=torch.int32, device=p.device) for p in self.params[tensors]]
+        keys = zip(self.bits_keys(purpose)[tensors], self.positions[tensors])
+        seeds = [random.key(position, after=key) for key, position in keys]
+        random.fill_all(out, seeds, "bits", self.places[tensors], self.group.get("backend"))
         return out
+
+    def bits_keys(self, purpose: str) -> list[int]:
+        """What each tensor's random bits in this step depend on, but for the tensor's position."""
+        keys = {id(group): random.key("rounding", purpose, group["draws"]) for group in self._distinct}
+        return [keys[id(group)] for group in self.groups]
 
     def vectors(self) -> dict[str, TensorList]:
         """The directions of the step that exist before the moments: g, p, and d where a rule needs it."""

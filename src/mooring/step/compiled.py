@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mooring.kernels import choice
-from mooring.kernels.cpu import blocks, sweep
+from mooring.kernels import choice, random
+from mooring.kernels.cpu import blocks, many, sweep
 from mooring.kernels.cpu.memory import BFLOAT16, FLOAT16, SAME
 from mooring.kernels.cpu.program import CODE, SPARE, Program
 from mooring.kernels.cpu.threads import scratch, share
@@ -108,6 +108,8 @@ class Compiled:
         self._seen: dict[int, list[int]] = {}
         self._held: dict[int, list[Tensor]] = {}
         self._steps = np.zeros(0, np.int64)
+        self._firsts = _firsts(batch)
+        self._positions = np.array(batch.positions, np.uint64)
 
     # What is fixed with the plan.
 
@@ -394,13 +396,22 @@ class Compiled:
             self._inputs[:, at] = self.batch.number(name).numpy()
 
     def _draw(self) -> None:
-        """Random bits for what is rounded in this step."""
+        """Random bits for what is rounded in this step: keys of them, where elements lie one after the other."""
         batch = self.batch
-        if self.how[sweep.ROUNDING] == sweep.STOCHASTIC:
-            self._put(sweep.BITS, batch.random_bits("weight"), None)
+        rounded = {sweep.DRAWN_P: "weight"} if self.how[sweep.ROUNDING] == sweep.STOCHASTIC else {}
         if self.how[sweep.MOMENTS] != SAME:
-            for at, name in zip((sweep.BITS_M, sweep.BITS_V), batch.moments.state_names(batch.group)):
-                self._put(at, batch.random_bits(name), None)
+            names = [name for name in batch.moments.state_names(batch.group) if name not in batch.moments.always_wide]
+            rounded.update(zip((sweep.DRAWN_M, sweep.DRAWN_V, sweep.DRAWN_X), names))
+        if not rounded:
+            return
+        for column, purpose in rounded.items():
+            if self._firsts is not None and self._contiguous:
+                self.table[:, sweep.FIRST] = self._firsts
+                self.table[:, column] = 0
+                keys = np.array(batch.bits_keys(purpose), np.uint64)
+                self.table[:, column + 1 : column + 3] = many.streams(many.after(keys, self._positions))
+            else:
+                self._put(column, batch.random_bits(purpose), None)
 
     def _walk(
         self,
@@ -439,6 +450,12 @@ class Compiled:
         ends = np.concatenate([[0], np.cumsum(self.pieces[:, 3])])
         sizes: np.ndarray = ends[units[:, 2]] - ends[units[:, 1]]
         return sizes
+
+
+def _firsts(batch: Batch) -> list[int] | None:
+    """Each piece's first element in its whole tensor; None where a piece is more than one run of neighbours."""
+    found = [random.runs(tuple(p.shape), *place)[0] for p, place in zip(batch.params, batch.places)]
+    return [int(starts[0]) for starts in found] if all(len(starts) == 1 for starts in found) else None
 
 
 def _products(entries: Sequence[str]) -> np.ndarray:

@@ -120,7 +120,25 @@ def _directions(places: list[int], saved: Sequence[Tensor], gradients: Sequence[
 
 
 def _keys(seeds: Sequence[int]) -> np.ndarray:
-    return np.array([random.stream(seed) for seed in seeds], np.uint64).view(np.int64)
+    return streams(np.array(seeds, np.uint64))
+
+
+def streams(seeds: np.ndarray) -> np.ndarray:
+    """:func:`mooring.kernels.random.stream` of many seeds, (seeds,) uint64: two words of key each, (seeds, 2) int64."""
+    return np.stack([_mix(seeds), _mix(seeds ^ np.uint64(random.MIX2))], 1).view(np.int64)
+
+
+def after(keys: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """:func:`mooring.kernels.random.key` of one integer each, after other keys; all (n,) uint64."""
+    return _mix(keys ^ parts)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(random.GAMMA)  # arrays wrap around
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(random.MIX1)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(random.MIX2)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def _cut(jobs: np.ndarray, count: int, steps: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:

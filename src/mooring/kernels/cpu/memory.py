@@ -152,9 +152,9 @@ def store(address, first, n, stored, values):
 
 @njit(**OPTIONS)
 def store_stochastic(address, bits, first, n, stored, values):
-    """Round up with the probability that keeps the mean; see ``kernels/rounding.py``."""
+    """Round up with the probability that keeps the mean; ``bits``: where theirs lie. See ``kernels/rounding.py``."""
     words = view(address + 2 * first, n, _WORDS)
-    drawn = view(bits + 4 * first, n, _INTEGERS)
+    drawn = view(bits, n, _INTEGERS)
     whole = view(address_of(values), n, _INTEGERS)
     if stored == BFLOAT16:
         for i in range(n):

@@ -78,6 +78,17 @@ def _words(first, n, one, two, out):
 
 
 @njit(**OPTIONS)
+def bits(drawn, first, n, one, two, where):
+    """Write sixteen random bits per element, as int32, to the address ``where``; ``drawn`` holds n // 4 + 2 words."""
+    skipped = first % 4
+    _words(first // 4, (skipped + n + 3) // 4, one, two, drawn)
+    shorts = view(address_of(drawn) + 2 * skipped, n, _SHORTS)
+    out = view(where, n, _INTEGERS)
+    for i in range(n):
+        out[i] = shorts[i]
+
+
+@njit(**OPTIONS)
 def _normal(halves, n, out):
     for i in range(n):
         lower, upper = halves[2 * i], halves[2 * i + 1]
@@ -122,22 +133,18 @@ def _walk(jobs, scales, law, stored, begin, end):
     noise = np.empty(room, np.float32)
     wide = np.empty(BLOCK, np.float32)
     sums = np.empty(BLOCK, np.float32)
-    per = 4 if law == BITS else 2
     for job in range(begin, end):
         one, two, scale = _U(jobs[job, KEY1]), _U(jobs[job, KEY2]), scales[job]
         where, saved = jobs[job, OUT], jobs[job, SAVED]
         for e in range(0, jobs[job, COUNT], BLOCK):
             n = min(BLOCK, jobs[job, COUNT] - e)
             first = jobs[job, FIRST] + e
-            skipped = first % per
-            count = (skipped + n + per - 1) // per
-            _words(first // per, count, one, two, drawn)
             if law == BITS:
-                shorts = view(address_of(drawn) + 2 * skipped, n, _SHORTS)
-                integers = view(where + 4 * e, n, _INTEGERS)
-                for i in range(n):
-                    integers[i] = shorts[i]
+                bits(drawn, first, n, one, two, where + 4 * e)
                 continue
+            skipped = first % 2
+            count = (skipped + n + 1) // 2
+            _words(first // 2, count, one, two, drawn)
             if law == NORMAL:
                 _normal(halves, count, noise)
             elif law == LAPLACE:

@@ -58,12 +58,16 @@ from mooring.kernels.cpu.memory import (
     store_stochastic,
     view,
 )
+from mooring.kernels.cpu.noise import bits
 from mooring.kernels.cpu.program import evaluate
 from mooring.kernels.cpu.sources import made_of
 
 # Columns of the table of addresses, one row per tensor.
-P, G, M, V, X, A, REST, BITS, BITS_M, BITS_V, U = range(11)
-COLUMNS = 11
+P, G, M, V, X, A, REST, U, FIRST = range(9)
+# Random bits for what is rounded: an address and two words of key for each. Without an address they are drawn here,
+# from the key and the place of the tensor's first element in the whole one, which is in FIRST.
+DRAWN_P, DRAWN_M, DRAWN_V, DRAWN_X = range(9, 21, 3)
+COLUMNS = 21
 # How a batch is stored and stepped.
 WEIGHTS, MOMENTS, ANCHOR, ROUNDING, KIND, AMSGRAD, NESTEROV, OFFSETS, COUPLES, PLAIN, TAUS, KAPPAS, BUFFERS, LOOP = (
     range(14)
@@ -82,7 +86,10 @@ rules. APPLY: move; after EARLY, contract. EARLY: move while observing, with coe
 the gradient's sum of squares. SUMS: only the sums of the second moment (of its running maximum to be, with amsgrad)."""
 
 _STEP = np.empty(1, np.float32)
-SCRATCH = 8 * BLOCK + SUMMED  # elements that one walk needs: seven blocks of inputs, and u
+_WORDS = np.empty(1, np.uint64)
+_DRAWN = 8 * BLOCK + SUMMED  # behind seven blocks of inputs, and u
+SCRATCH = _DRAWN + BLOCK + BLOCK // 2 + 8
+"""Elements that one walk needs: the same, bits, and the words that they are cut from."""
 
 
 @njit(**ENTRY)
@@ -236,7 +243,7 @@ def _block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, kept
             difference(p, a, d, n)
     if contracts:
         contract(p, a, n, k[AMOUNT], how[ANCHOR] == ZERO)
-        _write(t, e, n, table, how, p)
+        _write(t, e, n, table, how, p, scratch)
         return
 
     kind, nesterov = how[KIND], how[NESTEROV]
@@ -309,9 +316,11 @@ def _block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, kept
             else:
                 u = m
         if fresh and narrow != SAME and not bare:
-            store_stochastic(table[t, M], table[t, BITS_M], e, n, narrow, m)
+            store_stochastic(table[t, M], _bits(t, e, n, table, DRAWN_M, like, scratch), e, n, narrow, m)
             if kind != MOMENTUM:
-                store_stochastic(table[t, V], table[t, BITS_V], e, n, narrow, v)
+                store_stochastic(table[t, V], _bits(t, e, n, table, DRAWN_V, like, scratch), e, n, narrow, v)
+                if how[AMSGRAD]:
+                    store_stochastic(table[t, X], _bits(t, e, n, table, DRAWN_X, like, scratch), e, n, narrow, x)
     if fresh:
         for q in range(pairs.shape[0]):
             left, right = _pick(pairs[q, 0], g, p, u, d), _pick(pairs[q, 1], g, p, u, d)
@@ -335,7 +344,7 @@ def _block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, kept
         projected(view(table[t, M] + e * like.itemsize, n, like), old, n, k[BUFFER])
     else:
         _move(how, p, u, d, n, k)
-    _write(t, e, n, table, how, p)
+    _write(t, e, n, table, how, p, scratch)
 
 
 @njit(**OPTIONS)
@@ -374,7 +383,7 @@ def _direction(fresh, kind, nesterov, bare, g, m, v, x, u, n, k, amsgrad):
 
 
 @njit(**OPTIONS)
-def _write(t, e, n, table, how, p):
+def _write(t, e, n, table, how, p, scratch):
     """Round into a narrow type, as the group asks."""
     stored = how[WEIGHTS]
     if stored == SAME:
@@ -382,9 +391,20 @@ def _write(t, e, n, table, how, p):
     if how[ROUNDING] == KAHAN:
         store_compensated(table[t, P], table[t, REST], e, n, stored, p)
     elif how[ROUNDING] == STOCHASTIC:
-        store_stochastic(table[t, P], table[t, BITS], e, n, stored, p)
+        store_stochastic(table[t, P], _bits(t, e, n, table, DRAWN_P, p, scratch), e, n, stored, p)
     else:
         store(table[t, P], e, n, stored, p)
+
+
+@njit(**OPTIONS)
+def _bits(t, e, n, table, which, like, scratch):
+    """Where the random bits of ``n`` elements from ``e`` on lie."""
+    if table[t, which] != 0:
+        return table[t, which] + 4 * e
+    out = scratch + _DRAWN * like.itemsize
+    drawn = view(out + 4 * BLOCK, BLOCK // 4 + 2, _WORDS)
+    bits(drawn, table[t, FIRST] + e, n, np.uint64(table[t, which + 1]), np.uint64(table[t, which + 2]), out)
+    return out
 
 
 @njit(inline="always", **OPTIONS)
