@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from mooring.kernels.eager import TensorList
-from mooring.moments.second import SecondMoment, correction
+from mooring.moments.second import SecondMoment, correction, correction_at
 from mooring.step.scalars import factors
 
 if TYPE_CHECKING:
@@ -65,12 +65,13 @@ class Adai(SecondMoment):
         return torch._foreach_div(m, rest)
 
     @override
-    def compiled_numbers(self, batch: Batch) -> dict[str, Any]:
+    def compiled_numbers(self, batch: Batch, step: float) -> dict[str, float]:
         beta0, beta2 = batch.group["betas"]
-        mean = float(self.mean(batch).numpy())
+        mean = float(self.mean(batch))
+        share = 1 / correction_at(beta2, step) * beta0  # as torch divides a number by a tensor
         return {
             "keep1": 1.0, "keep2": beta2, "fresh2": 1 - beta2, "floor": batch.group["eps"],
-            "share": (beta0 / correction(beta2, batch.steps)).numpy(), "root": 1 / mean if mean > 0 else 0.0,
+            "share": share, "root": 1 / mean if mean > 0 else 0.0,
         }  # fmt: skip
 
     @override

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from mooring.kernels.eager import TensorList
-from mooring.moments.second import SecondMoment, correction
+from mooring.moments.second import SecondMoment, correction, correction_at
 from mooring.step.scalars import factors
 
 if TYPE_CHECKING:
@@ -83,12 +84,12 @@ class Adam(SecondMoment):
         return group["amsgrad"], self._nesterov(group), False
 
     @override
-    def compiled_numbers(self, batch: Batch) -> dict[str, Any]:
+    def compiled_numbers(self, batch: Batch, step: float) -> dict[str, float]:
         beta1, beta2 = batch.group["betas"]
-        c1, c2 = (correction(beta, batch.steps).numpy() for beta in (beta1, beta2))
+        c1, c2 = correction_at(beta1, step), correction_at(beta2, step)
         return {
             "fresh": 1 - beta1, "keep1": beta1, "keep2": beta2, "fresh2": 1 - beta2,
-            "root": c1 / c2**0.5, "floor": c1 * batch.group["eps"],
+            "root": c1 / math.sqrt(c2), "floor": c1 * batch.group["eps"],
         }  # fmt: skip
 
     @override

@@ -58,8 +58,13 @@ class Moments:
         """For kernels: whether a group asks for amsgrad, for nesterov, and whether u is the gradient itself."""
         return False, False, False
 
-    def compiled_numbers(self, batch: Batch) -> dict[str, Any]:
-        """For kernels: the numbers of ``kernels/cpu/blocks.py`` by name, one for all or one per tensor, float64."""
+    def compiled_numbers(self, batch: Batch, step: float) -> dict[str, float]:
+        """For kernels: the numbers of ``kernels/cpu/blocks.py`` by name, for the tensors of a batch at a step.
+
+        Args:
+            batch: the batch.
+            step: how many steps these tensors have taken, this one included.
+        """
         raise TypeError(f"{type(self).__name__} has no kernel")
 
     def step_size(self, batch: Batch) -> Tensor:

@@ -71,12 +71,9 @@ class SecondMoment(Moments):
         for batch, new in zip(batches, sums):
             _, beta2 = batch.group["betas"]
             if not self._keeps_maximum(batch):
-                tracked = [s["exp_avg_sq_sum"] for s in batch.states]
-                new = torch.stack(tracked) * beta2 + new * (1 - beta2)
-                torch._foreach_copy_(tracked, list(new.unbind()))
-                torch._foreach_copy_(
-                    [s["exp_avg_sq_sum_step"] for s in batch.states], [s["step"] for s in batch.states]
-                )
+                new = batch.scalars("exp_avg_sq_sum") * beta2 + new * (1 - beta2)
+                batch.put_scalars("exp_avg_sq_sum", new)
+                batch.put_scalars("exp_avg_sq_sum_step", batch.steps.to(torch.float32))
             means.append(new / moved(correction(beta2, batch.steps), new.device))
         return ordered_sum(means, [b.positions for b in batches]), sum(n for b in batches for n in b.global_numels)
 
@@ -137,6 +134,11 @@ def correction(beta: float, t: Tensor) -> Tensor:
         return torch.ones_like(t)
     if t.device.type == "cpu":  # the C library's expm1 is the more exact one
         steps = t.tolist()
-        known = {n: -math.expm1(n * math.log(beta)) for n in set(steps)}  # most tensors are at the same step
+        known = {n: correction_at(beta, n) for n in set(steps)}  # most tensors are at the same step
         return torch.tensor([known[n] for n in steps], dtype=t.dtype)
     return -torch.expm1(t * math.log(beta))
+
+
+def correction_at(beta: float, step: float) -> float:
+    """The same at one step, on the host."""
+    return 1.0 if beta == 0 else -math.expm1(step * math.log(beta))

@@ -76,12 +76,11 @@ class Momentum(Moments):
         return False, bool(group["nesterov"]), group["momentum"] == 0
 
     @override
-    def compiled_numbers(self, batch: Batch) -> dict[str, Any]:
+    def compiled_numbers(self, batch: Batch, step: float) -> dict[str, float]:
         momentum, fresh = batch.group["momentum"], 1 - batch.group["dampening"]
         if momentum == 0:
             return {"keep1": 0.0, "share": fresh if self.zero_start else 1.0}
-        share = torch.full_like(batch.steps, fresh)
-        return {"keep1": momentum, "share": (share if self.zero_start else share.where(batch.steps != 1, 1.0)).numpy()}
+        return {"keep1": momentum, "share": 1.0 if step == 1 and not self.zero_start else fresh}
 
     @override
     def stable_scale(self, batch: Batch) -> Tensor:

@@ -286,12 +286,12 @@ class Optimizer(Anchored, Recorded):
                     )
 
     def _current_plan(self, gradients: Sequence[Sequence[Tensor | None]]) -> Plan:
-        signature = Plan.signature(self.param_groups, gradients, self._moments, self._rules)
-        if self._plan is None or self._plan.key != signature:
+        depends = self.param_groups, gradients, self._moments, self._rules
+        if self._plan is None or not self._plan.fits(*depends):
             self._refuse_replaced()
             if (stage := self._reads_model()) is not None:
                 refuse_inside_backward(type(self).__name__, stage)
-            self._plan = Plan(signature, self.param_groups, self._moments, self._rules)
+            self._plan = Plan(*depends)
             self._processes.know([p for group in self.param_groups for p in group["params"]])
         return self._plan
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from operator import attrgetter, eq
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from mooring.step.shards import Sharding, local, sharding
 # of the process, on an accelerator large enough that launches do not matter.
 _BATCH_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 
+_SHAPE, _DEVICE, _DTYPE = attrgetter("shape"), attrgetter("device"), attrgetter("dtype")
+
 Member = tuple[Tensor, dict[str, Any], int]
 
 
@@ -28,16 +31,20 @@ class Plan:
     """
 
     def __init__(
-        self, key: Hashable, groups: Sequence[dict[str, Any]], moments: Moments, rules: Sequence[Rule]
+        self,
+        groups: Sequence[dict[str, Any]],
+        gradients: Sequence[Sequence[Tensor | None]],
+        moments: Moments,
+        rules: Sequence[Rule],
     ) -> None:
-        self.key = key
+        self._kinds = [_kind(group, moments, rules) for group in groups]
+        self._members = [_Members(group, given) for group, given in zip(groups, gradients)]
         # Which state dictionaries were found complete: as long as they are the same objects, nothing has to be added.
         self.filled: list[int] | None = None
         families: dict[tuple[Hashable, torch.device, torch.dtype, Sharding], list[Member]] = {}
         self.empty: list[tuple[Tensor, dict[str, Any]]] = []
         position = 0
-        for group in groups:
-            kind = _kind(group, moments, rules)
+        for group, kind in zip(groups, self._kinds):
             for p in group["params"]:
                 position += 1
                 if p.grad is None:
@@ -54,31 +61,54 @@ class Plan:
             limit = _BATCH_ELEMENTS.get(device.type, _BATCH_ELEMENTS["cuda"])
             self.batches += _batches(members, active, moments, split, limit)
 
-    @staticmethod
-    def signature(
+    def fits(
+        self,
         groups: Sequence[dict[str, Any]],
         gradients: Sequence[Sequence[Tensor | None]],
         moments: Moments,
         rules: Sequence[Rule],
-    ) -> Hashable:
-        """What a plan depends on. Options enter by which groups share them, so a schedule does not change it.
+    ) -> bool:
+        """Whether everything a plan depends on is as it was when this one was made."""
+        if len(groups) != len(self._members):
+            return False
+        kinds = [_kind(group, moments, rules) for group in groups]
+        same = kinds == self._kinds or _sharing(kinds) == _sharing(self._kinds)
+        return same and all(map(_Members.are, self._members, groups, gradients))
 
-        Asked at every step, so for thousands of small tensors it is made of lists that cost little each.
-        """
-        kinds: dict[Hashable, int] = {}
-        out = []
-        for group, given in zip(groups, gradients):
-            kind = _kind(group, moments, rules)
-            params = group["params"]
-            members = (
-                tuple(map(id, params)),
-                tuple([p.shape for p in params]),
-                tuple([p.device for p in params]),
-                tuple([p.dtype for p in params]),
-                tuple([g is None for g in given]),
-            )
-            out.append((kinds.setdefault(kind, len(kinds)), kind[1:], id(group), members))
-        return tuple(out)
+
+def _sharing(kinds: Sequence[tuple[Hashable, ...]]) -> list[Hashable]:
+    """What of the groups' kinds a plan depends on: which agree, so that a schedule changes nothing."""
+    order: dict[Hashable, int] = {}
+    return [(order.setdefault(kind, len(order)), kind[1:]) for kind in kinds]
+
+
+class _Members:
+    """The parameters of a group as a plan found them.
+
+    Looked at in every step, so for thousands of small tensors nothing is kept of a look: what is equal is passed over
+    by iterators that leave no objects for the garbage collector to walk over.
+    """
+
+    def __init__(self, group: dict[str, Any], gradients: Sequence[Tensor | None]) -> None:
+        params = group["params"]
+        self._group = id(group)
+        self._ids = list(map(id, params))
+        self._shapes = list(map(_SHAPE, params))
+        self._devices = list(map(_DEVICE, params))
+        self._dtypes = list(map(_DTYPE, params))
+        self._without = [g is None for g in gradients]
+
+    def are(self, group: dict[str, Any], gradients: Sequence[Tensor | None]) -> bool:
+        """Whether a group still holds these parameters, of these shapes, types and places."""
+        params = group["params"]
+        return (
+            id(group) == self._group
+            and list(map(id, params)) == self._ids
+            and [g is None for g in gradients] == self._without
+            and all(map(eq, map(_SHAPE, params), self._shapes))
+            and all(map(eq, map(_DTYPE, params), self._dtypes))
+            and all(map(eq, map(_DEVICE, params), self._devices))
+        )
 
 
 def _batches(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -129,6 +129,12 @@ class Batch:
         self.blind_rules = next((i for i, r in enumerate(self.rules) if _looks(r, self.group)), len(self.rules))
         self.compiled = _compiled(self)
 
+    def look_again(self) -> None:
+        """A new step: nothing is known of its gradients."""
+        self.factor = self.squares = None
+        if self.compiled is not None:
+            self.compiled.forget()  # a step that raised may have left some
+
     def begin(self, skip: Tensor | None = None) -> None:
         """Count the step.
 
@@ -166,6 +172,8 @@ class Batch:
             noise = self.random_bits(name)
             torch._foreach_copy_(stored, [rounding.stochastic(x, torch.bfloat16, b) for x, b in zip(wide, noise)])
         self._wide = {}
+        if self.compiled is not None:
+            self.compiled.forget()
         if self._guard is not None:
             self._guard.restore()
             self._guard = None
@@ -195,6 +203,16 @@ class Batch:
     def state(self, name: str) -> list[Tensor]:
         """This process's piece of a parameter-shaped state of every tensor."""
         return [_real(local(s[name])) for s in self.states]
+
+    def scalars(self, name: str) -> Tensor:
+        """A number that the state keeps of every tensor, (T,) float64."""
+        found = None if self.compiled is None else self.compiled.scalars(name)
+        return torch.stack([s[name] for s in self.states]) if found is None else found
+
+    def put_scalars(self, name: str, values: Tensor) -> None:
+        """Write a number into every tensor's state; ``values``: (T,), of the type that the state keeps it in."""
+        if self.compiled is None or not self.compiled.put_scalars(name, values):
+            torch._foreach_copy_([s[name] for s in self.states], list(values.unbind()))
 
     def moment(self, name: str) -> list[Tensor]:
         """The same in the compute type, to be written in place; what is kept in bfloat16 is rounded at the end."""
@@ -228,7 +246,7 @@ class Batch:
     def stored_gradients(self) -> list[Tensor]:
         """This process's piece of every gradient as it is; never to be written on."""
         if not self.sharded and not self.owners[0].is_complex():
-            given = [p.grad for p in self.owners if p.grad is not None]
+            given = cast("list[Tensor]", [p.grad for p in self.owners])  # a batch is of tensors that have one
             return [g.detach() if g.requires_grad else g for g in given]
         grads = []
         for p in self.owners:

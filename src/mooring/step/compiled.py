@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mooring.kernels import choice, random
-from mooring.kernels.cpu import blocks, many, sweep
+from mooring.kernels.cpu import blocks, many, scalars, sweep
 from mooring.kernels.cpu.memory import BFLOAT16, FLOAT16, SAME
 from mooring.kernels.cpu.program import CODE, SPARE, Program
 from mooring.kernels.cpu.threads import scratch, share
@@ -28,8 +28,8 @@ WHOLE = 1 << 22
 _STORED = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 _KINDS = {"adam": blocks.ADAM, "momentum": blocks.MOMENTUM, "adai": blocks.ADAI}
 _ROUNDINGS = {"nearest": sweep.NEAREST, "stochastic": sweep.STOCHASTIC, "kahan": sweep.KAHAN}
-_STEP = -1
 _LETTERS = "gpud"
+_ADDRESS = Tensor.data_ptr
 _NO_PAIRS = np.zeros((0, 5), np.int64)
 
 
@@ -104,10 +104,15 @@ class Compiled:
         # Which units the threads take together, by table of units (they live as long as this) and number of threads.
         self._bounds: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self._contiguous = False
-        # By column: addresses as they were put in the table, and the tensors that lie there.
-        self._seen: dict[int, list[int]] = {}
+        # The tensors whose addresses are in the table, by column.
         self._held: dict[int, list[Tensor]] = {}
-        self._steps = np.zeros(0, np.int64)
+        # Addresses as they were found: of the weights, and of what the state holds for each of them.
+        self._weights: list[int] = []
+        self._state: list[int] = []
+        self._columns = _columns(batch, self.how)
+        scalars.load()
+        # By name: addresses of numbers in the state as they were found, their tensors, and the addresses as an array.
+        self._scalars: dict[str, tuple[list[int], list[Tensor], np.ndarray | None]] = {}
         self._firsts = _firsts(batch)
         self._positions = np.array(batch.positions, np.uint64)
 
@@ -214,66 +219,94 @@ class Compiled:
             The number of this step for each tensor, (T,) float64.
         """
         batch = self.batch
-        if batch.sharded or [p.data_ptr() for p in batch.owners] != self._seen.get(sweep.P):
+        weights = [] if batch.sharded else list(map(_ADDRESS, batch.owners))
+        if batch.sharded or weights != self._weights:
             batch.look_up()
-            self._seen = {} if batch.sharded else {sweep.P: [p.data_ptr() for p in batch.owners]}
+            self._weights, self._state = weights, []  # how the weights lie decides how the state has to
             self.table[:, sweep.P] = [p.data_ptr() for p in batch.params]
             self._contiguous = all(p.is_contiguous() for p in batch.params)
-        names = batch.moments.state_names(batch.group)
-        for at, name in zip((sweep.M, sweep.V, sweep.X), batch.moments.state_names({**batch.group, "amsgrad": True})):
-            if name in names:
-                self._put(at, [s[name] for s in batch.states], name)
+        if batch.sharded or self._state_lies() != self._state:
+            for column, name in self._columns:
+                self._put(column, [s[name] for s in batch.states], name)
+            self._state = [] if batch.sharded else self._state_lies()
         if self.how[sweep.OFFSETS] and self.how[sweep.ANCHOR] != sweep.ZERO:
             anchors = batch.stored_anchors()
             self.how[sweep.ANCHOR] = _STORED.get(anchors[0].dtype, SAME)
             self._put(sweep.A, anchors, None)
-        if self.how[sweep.ROUNDING] == sweep.KAHAN:
-            self._put(sweep.REST, [s["compensation"] for s in batch.states], "compensation")
         return self._count()
 
+    def _state_lies(self) -> list[int]:
+        """The addresses of what the kernels work on in the state, tensor by tensor."""
+        names = [name for _, name in self._columns]
+        return [state[name].data_ptr() for state in self.batch.states for name in names]
+
     def _count(self) -> np.ndarray:
-        steps = [s["step"] for s in self.batch.states]
-        addresses = [s.data_ptr() for s in steps]
-        if addresses != self._seen.get(_STEP):
-            if any(s.dtype != torch.float32 or s.device.type != "cpu" for s in steps):
-                torch._foreach_add_(steps, 1)
-                return torch.stack([s.to("cpu", torch.float64) for s in steps]).numpy()
-            self._seen[_STEP] = addresses
-            self._held[_STEP] = steps
-            self._steps = np.array(addresses, np.int64)
+        steps = self._places("step", torch.float32)
+        if steps is None:
+            counts = [s["step"] for s in self.batch.states]
+            torch._foreach_add_(counts, 1)
+            return torch.stack([c.to("cpu", torch.float64) for c in counts]).numpy()
         out = np.empty(len(steps))
-        sweep.count(self._steps, out)
+        sweep.count(steps, out)
         return out
+
+    def _places(self, name: str, dtype: torch.dtype) -> np.ndarray | None:
+        """Where the numbers lie that the state keeps under a name, (T,) int64; None where only torch gets at them."""
+        tensors = [state[name] for state in self.batch.states]
+        found = list(map(_ADDRESS, tensors))
+        if name not in self._scalars or self._scalars[name][0] != found:
+            served = all(x.dtype == dtype and x.device.type == "cpu" for x in tensors)
+            # The tensors are held, so that nothing else comes to lie where they do.
+            self._scalars[name] = found, tensors, np.array(found, np.int64) if served else None
+        return self._scalars[name][2]
+
+    def scalars(self, name: str) -> Tensor | None:
+        """Numbers of the state, (T,) float64; None where only torch gets at them."""
+        places = self._places(name, torch.float64)
+        if places is None:
+            return None
+        out = np.empty(len(places))
+        scalars.read(places, out)
+        return torch.from_numpy(out)
+
+    def put_scalars(self, name: str, values: Tensor) -> bool:
+        """Write numbers of the state, (T,) of their own type; False where only torch gets at them."""
+        places = self._places(name, values.dtype)
+        if places is not None:
+            scalars.write(places, values.numpy())
+        return places is not None
 
     def _put(self, column: int, given: Sequence[Tensor], name: str | None) -> None:
         """Addresses of tensors that lie in memory as the weights do; others are laid out anew, in the state too."""
         tensors = [local_of(x) for x in given] if self.batch.sharded else list(given)
-        addresses = [x.data_ptr() for x in tensors]
-        if name is not None and addresses == self._seen.get(column):
-            return  # the state's tensors, where and as they were
+        addresses = list(map(_ADDRESS, tensors))
         self._held[column] = tensors
-        if not (self._contiguous and all(x.is_contiguous() for x in tensors)):
+        if not (self._contiguous and all(map(Tensor.is_contiguous, tensors))):
             for i, (x, p) in enumerate(zip(tensors, self.batch.params)):
                 if x.stride() != p.stride() and x.numel() > 1:
                     tensors[i] = torch.empty_like(p, dtype=x.dtype).copy_(x)
                     if name is not None:
                         self.batch.states[i][name] = like_shard(tensors[i], self.batch.owners[i])
-            addresses = [x.data_ptr() for x in tensors]
-        if name is not None:
-            self._seen[column] = addresses
+            addresses = list(map(_ADDRESS, tensors))
         self.table[:, column] = addresses
+
+    def forget(self) -> None:
+        """Forget the gradients of a step: the next one's may lie elsewhere, and the host may want their memory."""
+        self._held.pop(sweep.G, None)
 
     def _gradients(self) -> None:
         batch = self.batch
-        gradients = batch.stored_gradients()
-        if any(g.dtype != p.dtype for g, p in zip(gradients, batch.params)):
-            gradients = [g.to(p.dtype) for g, p in zip(gradients, batch.params)]
-        self._put(sweep.G, gradients, None)
+        if sweep.G not in self._held:
+            gradients = batch.stored_gradients()
+            dtype = batch.params[0].dtype
+            if {g.dtype for g in gradients} != {dtype}:
+                gradients = [g.to(dtype) for g in gradients]
+            self._put(sweep.G, gradients, None)
         factor = 1.0 if batch.factor is None else float(batch.factor)
         # The factor is rounded to the compute type, as a gradient that is multiplied in torch sees it.
         self.numbers[:, blocks.SCALE] = -factor if batch.group.get("maximize", False) else factor
         if self.how[sweep.COUPLES]:
-            self.numbers[:, blocks.COUPLED] = batch.host_options("weight_decay")
+            self.numbers[:, blocks.COUPLED] = batch.option("weight_decay").numpy()
 
     def squares(self, coupled: bool) -> Tensor:
         """Each tensor's sum of squares of the gradient, (T,) float64; this process's part.
@@ -303,8 +336,11 @@ class Compiled:
         return self.batch.layout.per_tensor([per_slice])[0]
 
     def _fill_numbers(self) -> None:
-        for name, value in self.batch.moments.compiled_numbers(self.batch).items():
-            self.numbers[:, getattr(blocks, name.upper())] = value
+        steps = self.batch.steps.tolist()
+        at = {step: self.batch.moments.compiled_numbers(self.batch, step) for step in set(steps)}
+        for name, value in at[steps[0]].items():  # most tensors are at the same step
+            column = self.numbers[:, getattr(blocks, name.upper())]
+            column[:] = value if len(at) == 1 else [at[step][name] for step in steps]
 
     # The step.
 
@@ -450,6 +486,15 @@ class Compiled:
         ends = np.concatenate([[0], np.cumsum(self.pieces[:, 3])])
         sizes: np.ndarray = ends[units[:, 2]] - ends[units[:, 1]]
         return sizes
+
+
+def _columns(batch: Batch, how: np.ndarray) -> list[tuple[int, str]]:
+    """The state that the kernels read, by the column of the table that its addresses go into."""
+    moments = batch.moments
+    places = zip(moments.state_names({**batch.group, "amsgrad": True}), (sweep.M, sweep.V, sweep.X))
+    kept = moments.state_names(batch.group)
+    rest = [(sweep.REST, "compensation")] if how[sweep.ROUNDING] == sweep.KAHAN else []
+    return [(column, name) for name, column in places if name in kept] + rest
 
 
 def _firsts(batch: Batch) -> list[int] | None:

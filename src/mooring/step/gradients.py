@@ -62,7 +62,7 @@ def screen(
         found_inf: a GradScaler's finding; above 0 the step is skipped.
     """
     for batch in batches:
-        batch.factor = batch.squares = None
+        batch.look_again()
     if not batches and not processes.several_stages:
         return Screen()
     device = batches[0].device if batches else processes.home

@@ -64,6 +64,8 @@ class Layout:
 
     def per_tensor(self, parts: Sequence[Tensor]) -> Tensor:
         """Add quantities of shape (S,) over each tensor's slices: shape (k, T)."""
+        if self.one_each and len(parts) == 1:
+            return parts[0].expand(self.slices).unsqueeze(0)
         stacked = torch.stack([p.expand(self.slices) for p in parts])
         return stacked if self.one_each else segment_sums(stacked.T.contiguous(), self._counts).T
 

@@ -92,6 +92,7 @@ def observe_decide_apply(batch: Batch, recording: Recording | None) -> Steps:
         if batch.awaits_scan:
             yield None
         batch.compiled.take(x.move)
+        batch.end()
         return
 
     entries = batch.observe(x.move, kept=recording is not None)

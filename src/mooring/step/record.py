@@ -94,7 +94,10 @@ class Recorder:
                 raised.setdefault(name, []).append(flag)
             batch.flags = {}
         for name, flags in raised.items():
-            any_of = torch.stack([f.to(flags[0].device, non_blocking=True) for f in flags]).any().double()
+            first = flags[0]
+            if len(flags) > 1:
+                first = torch.stack([f.to(first.device, non_blocking=True) for f in flags]).any()
+            any_of = first.double()
             before = self.counts.get(name)
             self.counts[name] = any_of if before is None else before.to(any_of.device) + any_of
 

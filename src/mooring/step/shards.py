@@ -232,9 +232,11 @@ def ordered_sum(parts: Sequence[Tensor], positions: Sequence[Sequence[int]]) -> 
     """
     device = parts[0].device
     order = [i for batch in positions for i in batch]
-    place = sorted(range(len(order)), key=lambda i: order[i])
-    joined = torch.cat([part.to(device, non_blocking=True) for part in parts])
-    return row_sums(joined[on_device(place, device, torch.int64)].unsqueeze(0))[0]
+    joined = parts[0] if len(parts) == 1 else torch.cat([part.to(device, non_blocking=True) for part in parts])
+    if order != sorted(order):
+        place = sorted(range(len(order)), key=order.__getitem__)
+        joined = joined[on_device(place, device, torch.int64)]
+    return row_sums(joined.unsqueeze(0))[0]
 
 
 @dataclass(frozen=True)
