@@ -75,7 +75,7 @@ class SecondMoment(Moments):
                 batch.put_scalars("exp_avg_sq_sum", new)
                 batch.put_scalars("exp_avg_sq_sum_step", batch.steps.to(torch.float32))
             means.append(new / moved(correction(beta2, batch.steps), new.device))
-        return ordered_sum(means, [b.positions for b in batches]), sum(n for b in batches for n in b.global_numels)
+        return ordered_sum(means, [b.positions for b in batches]), sum(b.elements for b in batches)
 
     def _keeps_maximum(self, batch: Batch) -> bool:
         """Whether v̂ is a running maximum. Moments that know no amsgrad may still meet the option in a group."""
@@ -125,7 +125,7 @@ class SecondMoment(Moments):
         if not self.scans:
             raise ValueError(f"{type(self).__name__}: stable weight decay needs moments that scan the gradients")
         mean = self.mean(batch)
-        return torch.where(mean > 0, mean.rsqrt(), torch.zeros_like(mean))
+        return torch.nan_to_num(mean.rsqrt(), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def correction(beta: float, t: Tensor) -> Tensor:
@@ -135,6 +135,8 @@ def correction(beta: float, t: Tensor) -> Tensor:
     if t.device.type == "cpu":  # the C library's expm1 is the more exact one
         steps = t.tolist()
         known = {n: correction_at(beta, n) for n in set(steps)}  # most tensors are at the same step
+        if len(known) == 1:
+            return torch.full_like(t, *known.values())
         return torch.tensor([known[n] for n in steps], dtype=t.dtype)
     return -torch.expm1(t * math.log(beta))
 

@@ -76,6 +76,7 @@ class Batch:
         self.device = self.params[0].device
         self.dtype = compute_dtype(self.owners[0].dtype)
         self.global_numels = [p.numel() for p in self.owners]
+        self.elements = sum(self.global_numels)
         self.anchored = any(r.needs_anchor for r in self.rules)
 
         by_rows = any(r.scope == "row" for r in self.rules)
@@ -202,7 +203,8 @@ class Batch:
 
     def state(self, name: str) -> list[Tensor]:
         """This process's piece of a parameter-shaped state of every tensor."""
-        return [_real(local(s[name])) for s in self.states]
+        stored = [s[name] for s in self.states]
+        return [_real(local(x)) for x in stored] if self.sharded or stored[0].is_complex() else stored
 
     def scalars(self, name: str) -> Tensor:
         """A number that the state keeps of every tensor, (T,) float64."""
@@ -344,11 +346,13 @@ class Batch:
 
     def number(self, name: str) -> Tensor:
         """A number that rules on a tape read, (T,) or 0-dim float64 by the name it has there."""
-        known = {
-            "matrix": lambda: self._matrix, "numel": lambda: self._numel, "row length": lambda: self._row_length,
-            "stable scale": lambda: self.moments.stable_scale(self), "step size": lambda: self.moments.step_size(self),
-        }  # fmt: skip
-        return known[name]() if name in known else self.option(name.removeprefix("option "))
+        if name.startswith("option "):
+            return self.option(name.removeprefix("option "))
+        if name == "stable scale":
+            return self.moments.stable_scale(self)
+        if name == "step size":
+            return self.moments.step_size(self)
+        return {"matrix": self._matrix, "numel": self._numel, "row length": self._row_length}[name]
 
     def raise_flag(self, name: str, where: Tensor) -> None:
         """Remember that a rule's condition held for some tensor in this step."""

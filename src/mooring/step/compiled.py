@@ -29,6 +29,8 @@ _STORED = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 _KINDS = {"adam": blocks.ADAM, "momentum": blocks.MOMENTUM, "adai": blocks.ADAI}
 _ROUNDINGS = {"nearest": sweep.NEAREST, "stochastic": sweep.STOCHASTIC, "kahan": sweep.KAHAN}
 _LETTERS = "gpud"
+_OF_MOMENTS = ("fresh", "keep2", "fresh2", "root", "floor", "keep1", "share")
+"""The numbers that the moments make, in the order in which ``kernels/cpu/blocks.py`` has them."""
 _ADDRESS = Tensor.data_ptr
 _NO_PAIRS = np.zeros((0, 5), np.int64)
 
@@ -209,6 +211,7 @@ class Compiled:
         self._flags = np.zeros((len(batch.params) + 1, len(program.flags)))
         self._flags[-1] = list(program.flags.values())
         self._inputs = np.zeros((len(batch.params), len(self._ports)))
+        self._given: list[Tensor | None] = [None] * len(self._ports)
 
     # What changes from step to step.
 
@@ -338,9 +341,9 @@ class Compiled:
     def _fill_numbers(self) -> None:
         steps = self.batch.steps.tolist()
         at = {step: self.batch.moments.compiled_numbers(self.batch, step) for step in set(steps)}
-        for name, value in at[steps[0]].items():  # most tensors are at the same step
-            column = self.numbers[:, getattr(blocks, name.upper())]
-            column[:] = value if len(at) == 1 else [at[step][name] for step in steps]
+        rows = {step: [numbers.get(name, 0.0) for name in _OF_MOMENTS] for step, numbers in at.items()}
+        made = self.numbers[:, blocks.FRESH : blocks.SHARE + 1]
+        made[:] = rows[steps[0]] if len(rows) == 1 else [rows[step] for step in steps]
 
     # The step.
 
@@ -429,7 +432,9 @@ class Compiled:
 
     def _fill_inputs(self) -> None:
         for at, name in enumerate(self.program.inputs):
-            self._inputs[:, at] = self.batch.number(name).numpy()
+            number = self.batch.number(name)
+            if number is not self._given[at]:  # vectors are never written on, so the same one holds the same numbers
+                self._given[at], self._inputs[:, at] = number, number.numpy()
 
     def _draw(self) -> None:
         """Random bits for what is rounded in this step: keys of them, where elements lie one after the other."""

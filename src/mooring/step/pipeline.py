@@ -67,8 +67,10 @@ class Scan:
             total, count = self._moments.scanned(self._batches, sums)
         else:
             total, count = torch.zeros((), dtype=torch.float64, device=self._processes.home), 0
-        numbers = self._processes.over_model(torch.stack([total, torch.full_like(total, count)]))
-        statistic = numbers[0] / numbers[1].clamp(min=1)
+        elements = torch.full_like(total, count)
+        if self._processes.several_stages:
+            total, elements = self._processes.over_model(torch.stack([total, elements])).unbind()
+        statistic = total / elements.clamp(min=1)
         for b in self._batches:
             b.scanned = statistic if statistic.device == b.device else statistic.to(b.device, non_blocking=True)
             b.awaits_scan = False

@@ -75,6 +75,8 @@ class Processes:
     def all_sum(self, requests: list[Request]) -> list[Tensor]:
         """:func:`mooring.step.shards.all_sum`, with sums of a mesh's slices in the collective of the mesh."""
         flats = flatten(requests)
+        if not flats:
+            return [values for values, _ in requests]
         guests: set[int] = set()
         for host in sorted((f for f in flats if len(f.dims) > 1 and not f.by_rows), key=lambda f: -len(f.dims)):
             if id(host) not in guests:

@@ -94,12 +94,11 @@ class Recorder:
                 raised.setdefault(name, []).append(flag)
             batch.flags = {}
         for name, flags in raised.items():
-            first = flags[0]
+            any_of = flags[0]
             if len(flags) > 1:
-                first = torch.stack([f.to(first.device, non_blocking=True) for f in flags]).any()
-            any_of = first.double()
+                any_of = torch.stack([f.to(any_of.device, non_blocking=True) for f in flags]).any()
             before = self.counts.get(name)
-            self.counts[name] = any_of if before is None else before.to(any_of.device) + any_of
+            self.counts[name] = any_of.double() if before is None else before.to(any_of.device) + any_of
 
     def origin(self, owner: Tensor, weights: Tensor) -> Tensor:
         """Where a tensor without an anchor was when it was first recorded."""

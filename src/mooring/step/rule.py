@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -94,7 +95,7 @@ class Rule:
     @property
     def label(self) -> str:
         """The rule's name in telemetry: ``SelectiveProjection`` is ``selective_projection``."""
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+        return _label(type(self).__name__)
 
     def describe(self, group: Mapping[str, Any]) -> str:
         """One line for ``print(optimizer)``."""
@@ -103,6 +104,11 @@ class Rule:
     def shrink(self, group: Mapping[str, Any]) -> str | None:
         """The fraction of the weights (or of their distance to the anchor) that one step takes, as text."""
         return None
+
+
+@cache
+def _label(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def entries_read(rules: Sequence[Rule], group: Mapping[str, Any]) -> tuple[str, ...]:
