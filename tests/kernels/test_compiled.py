@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -360,6 +361,49 @@ def test_a_host_that_moves_weights_is_followed() -> None:
                 if state.ndim:
                     state.data = state.data.clone()
     assert distance(a, b) <= 1e-12
+
+
+@pytest.mark.parametrize("cls", [mo.AdamW, mo.AdamS, mo.SGD, mo.AdamSPD])
+def test_state_that_is_replaced_between_steps_is_found(cls: Any) -> None:
+    """New objects, new memory in old objects, counts of another type, numbers of the scan, other strides."""
+
+    def run(backend: str) -> list[Tensor]:
+        params = parameters(torch.float64, shapes=[(5, 4), (3,)])
+        with choice.use(backend):
+            optimizer = cls(params, lr=0.01, **({"momentum": 0.9} if cls is mo.SGD else {}))
+            for t in range(8):
+                feed(params, t)
+                state, other = (optimizer.state[p] for p in params)
+                name = "momentum_buffer" if cls is mo.SGD else "exp_avg"
+                if t == 2:
+                    state[name] = 2 * state[name]
+                elif t == 3:
+                    other[name].data = other[name].data + 1
+                elif t == 4:
+                    state["step"], other["step"] = torch.tensor(3.0), torch.tensor(9.0, dtype=torch.float64)
+                elif t == 5:
+                    params[0].data = params[0].data.t().contiguous().t()
+                    state.update({k: 3 * v for k, v in state.items() if k == "exp_avg_sq_sum"})
+                elif t == 6:
+                    other["step"] = torch.tensor(2.0)
+                optimizer.step()
+        return [p.detach() for p in params]
+
+    for ours, theirs in zip(run("numba"), run("eager")):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cls", [mo.AdamW, mo.AdamS, mo.AdamP])
+def test_no_gradient_is_held_after_the_step(cls: Any) -> None:
+    """So that ``zero_grad`` frees its memory before the next backward pass needs it."""
+    params = parameters(torch.float32, shapes=[(5, 4), (3,)])
+    optimizer = cls(params)
+    feed(params, 1)
+    optimizer.step()
+    assert served(optimizer)
+    held = [weakref.ref(p.grad) for p in params]
+    optimizer.zero_grad()
+    assert all(gradient() is None for gradient in held)
 
 
 def test_the_tape_knows_every_rule_of_the_library() -> None:
