@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import mooring as mo
 from mooring.kernels import choice
-from mooring.kernels.cpu import threads
+from mooring.kernels.cpu import schedule, threads
 from mooring.step import compiled
 from mooring.step.tape import NotTaped
 from tests.optim.problems import backward, make_net
@@ -150,7 +150,7 @@ def test_the_path_changes_no_bit(
 
     once = run()
     with monkeypatch.context() as patch:
-        patch.setattr(compiled, "WHOLE", 0)
+        patch.setattr(schedule, "WHOLE", 0)
         assert run() == once
     with monkeypatch.context() as patch:
 

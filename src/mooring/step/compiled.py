@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +12,10 @@ from torch import Tensor
 from mooring.kernels import choice, random
 from mooring.kernels.cpu import blocks, many, scalars, sweep
 from mooring.kernels.cpu.memory import BFLOAT16, FLOAT16, SAME
-from mooring.kernels.cpu.program import CODE, SPARE, Program
-from mooring.kernels.cpu.threads import scratch, share
+from mooring.kernels.cpu.program import CODE, COPY, SPARE, SUM, Program
+from mooring.kernels.cpu.schedule import CHUNK, Cut, Schedule
+from mooring.kernels.cpu.sweep import APPLY, DECIDE, EARLY, EVERYTHING, FORESEE, LOOK, OBSERVE, REDUCE, SEEN
+from mooring.kernels.cpu.threads import scratch, together
 from mooring.step.move import Move
 from mooring.step.shards import like_shard
 from mooring.step.shards import local as local_of
@@ -23,8 +24,6 @@ from mooring.step.tape import NotTaped, Taped, tape_rules
 if TYPE_CHECKING:
     from mooring.step.batch import Batch
 
-WHOLE = 1 << 22
-"""Up to so many elements, a tensor is observed, decided and moved by one thread before the next is touched."""
 _STORED = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 _KINDS = {"adam": blocks.ADAM, "momentum": blocks.MOMENTUM, "adai": blocks.ADAI}
 _ROUNDINGS = {"nearest": sweep.NEAREST, "stochastic": sweep.STOCHASTIC, "kahan": sweep.KAHAN}
@@ -90,21 +89,20 @@ class Compiled:
         self.table = np.zeros((tensors, sweep.COLUMNS), np.int64)
         self.numbers = np.zeros((tensors, blocks.NUMBERS))
         self.how = self._settings()
-        self._cut()
-        self.slices = batch.layout.slices
-        self.coefficients = np.zeros((4, self.slices))
-        self.pairs = _products(batch.entries)
-        self.entries = np.zeros((len(batch.entries), self.slices))
-        self.partial = np.zeros((len(self.pieces), len(batch.entries)))
-        self._sums = np.zeros((len(self.pieces), 1)), np.zeros((1, self.slices))
+        self.cut = Cut(*batch.layout.counts_and_lengths)
+        slices, products, pieces = batch.layout.slices, len(batch.entries), len(self.cut.pieces)
+        self.coefficients = np.zeros((4, slices))
+        self.pairs = _all_products(batch.entries) if self.how[sweep.LOOP] == sweep.AMONG else _products(batch.entries)
+        self.entries, self.partial = np.zeros((products, slices)), np.zeros((pieces, products))
+        self._sums = np.zeros((1, slices)), np.zeros((pieces, 1))
         self.taped = self._tape()
         self.program = Program() if self.taped is None else _program(self.taped, batch.entries)
-        self.early = self._moves_early(self.how)
+        self.early = EARLY if self._moves_early(self.how) else 0
         self._set_program()
+        self._schedules: dict[str, Schedule] = {}
+        self._headers: dict[str, tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]] = {}
         self._observed = False
         self._kept: list[Tensor] = []
-        # Which units the threads take together, by table of units (they live as long as this) and number of threads.
-        self._bounds: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self._contiguous = False
         # The tensors whose addresses are in the table, by column.
         self._held: dict[int, list[Tensor]] = {}
@@ -147,40 +145,18 @@ class Compiled:
         rare = any(how[at] for at in (sweep.AMSGRAD, sweep.NESTEROV, sweep.PLAIN, sweep.BUFFERS))
         if not own_types or rare or how[sweep.KIND] == blocks.ADAI:
             return sweep.SEVERAL
-        if how[sweep.KIND] == blocks.MOMENTUM:
-            straight = not batch.entries and not how[sweep.OFFSETS]
-            return sweep.STRAIGHT if straight else sweep.SEVERAL
-        if how[sweep.COUPLES] or batch.group["betas"][0] <= 0.5:  # torch's lerp is another formula then
+        adam = how[sweep.KIND] == blocks.ADAM
+        if adam and (how[sweep.COUPLES] or batch.group["betas"][0] <= 0.5):  # torch's lerp is another formula then
             return sweep.SEVERAL
+        rest = sweep.AMONG if adam and batch.entries else sweep.SEVERAL
         if not how[sweep.OFFSETS]:
-            return {(): sweep.STRAIGHT, ("gg", "gp", "pp", "pu"): sweep.SEEN}.get(batch.entries, sweep.SEVERAL)
-        held = batch.entries == ("dd", "gd", "ud", "uu") and self._moves_early(how) and not how[sweep.TAUS]
-        return sweep.HELD if held and batch.group.get("anchor") != "zero" else sweep.SEVERAL
-
-    def _cut(self) -> None:
-        """Cut slices into pieces, and pieces into units for the threads."""
-        batch = self.batch
-        rows, lengths = batch.layout.counts_and_lengths
-        pieces: list[np.ndarray] = []
-        self.of_tensor = np.zeros((len(rows), 3), np.int64)
-        at = at_slice = 0
-        for t, (n, length) in enumerate(zip(rows, lengths)):
-            each = max(1, -(-length // sweep.PIECE))
-            which, part = np.divmod(np.arange(n * each), each)
-            first = which * length + part * sweep.PIECE
-            count = np.minimum(sweep.PIECE, length - part * sweep.PIECE)
-            pieces.append(np.stack([np.full_like(which, t), at_slice + which, first, count], 1))
-            self.of_tensor[t] = t, at, at + len(which)
-            at += len(which)
-            at_slice += n
-        self.pieces = np.concatenate(pieces).astype(np.int64) if pieces else np.zeros((0, 4), np.int64)
-        sizes = np.array([p.numel() for p in batch.params], np.int64)
-        self.of_tensor = self.of_tensor[sizes > 0]
-        self.sizes = sizes[sizes > 0]
-        self.chunks = _chunks(self.pieces, self.of_tensor)
-        small = self.sizes <= WHOLE
-        self.small, self.large = self.of_tensor[small], self.of_tensor[~small]
-        self.large_chunks = _chunks(self.pieces, self.large)
+            return {(): sweep.STRAIGHT, ("gg", "gp", "pp", "pu"): SEEN}.get(batch.entries, rest)
+        if batch.group.get("anchor") == "zero":
+            return sweep.SEVERAL
+        if not self._moves_early(how):
+            return rest
+        held = adam and batch.entries == ("dd", "gd", "ud", "uu") and not how[sweep.TAUS]
+        return sweep.HELD if held else sweep.SEVERAL
 
     def _tape(self) -> Taped | None:
         batch = self.batch
@@ -201,13 +177,19 @@ class Compiled:
 
     def _set_program(self) -> None:
         program, batch = self.program, self.batch
-        rows = int((self.of_tensor[:, 2] - self.of_tensor[:, 1]).max(initial=1))
-        self._most_rows = rows
-        self._wires = np.array(program.entries, np.int64)
         self._ports = np.array(list(program.inputs.values()), np.int64)
-        self._outputs = np.array(program.outputs or [-1] * 5, np.int64)
+        outputs = np.array(program.outputs or [-1] * 5, np.int64)
         if self.early:
-            self._outputs[:4] = -1
+            outputs[:4] = -1
+        wires = np.array(program.entries, np.int64)
+        self.rules = sweep.Rules(program.steps, program.wide, wires, self._ports, outputs, program.late, program.by_row)
+        foresees = self.how[sweep.LOOP] == SEEN and len(program.late) > 0
+        self._foresees = FORESEE if foresees else 0
+        self._needs = np.full(len(batch.params), EVERYTHING)
+        self._registers = (len(program.wide) + SPARE) * self.cut.most_slices
+        self._constants = np.array([register for register, _ in program.constants], np.int64)
+        self._values = np.array([value for _, value in program.constants])
+        self._known = np.zeros((len(batch.params), len(program.wide) if foresees else 0))
         self._flags = np.zeros((len(batch.params) + 1, len(program.flags)))
         self._flags[-1] = list(program.flags.values())
         self._inputs = np.zeros((len(batch.params), len(self._ports)))
@@ -332,9 +314,8 @@ class Compiled:
         return self._sum(sweep.SUMS)
 
     def _sum(self, what: int) -> Tensor:
-        partial, slices = self._sums
-        self._walk(what, self.chunks, partial=partial, pairs=_NO_PAIRS)
-        self._walk(sweep.REDUCE, self.of_tensor, partial=partial, entries=slices)
+        slices, partial = self._sums
+        self._run(f"sums {what}", partial=partial, entries=slices, pairs=_NO_PAIRS)
         per_slice = torch.from_numpy(slices[0].copy())
         return self.batch.layout.per_tensor([per_slice])[0]
 
@@ -364,23 +345,25 @@ class Compiled:
         self._draw()
         if not self.batch.entries:
             self._set(move)
-            self._walk(sweep.OBSERVE | sweep.EARLY, self.chunks)
+            self._run("straight")
             return
         self._fill_inputs()
-        early = 0
         if self.early:
             self._set(move)
-            early = sweep.EARLY
-        everything = sweep.OBSERVE | sweep.REDUCE | sweep.DECIDE | sweep.APPLY | early
-        if len(self.small):
-            self._walk(everything, self.small, keep=not early)
-        if len(self.large):
-            self._walk(sweep.OBSERVE | early, self.large_chunks)
-            self._walk(sweep.REDUCE | sweep.DECIDE, self.large)
-            self._walk(sweep.APPLY | early, self.large_chunks)
+        if self.how[sweep.MOMENTS] != SAME:
+            self._keep_by_wave()
+        self._run("step")
+        self.table[:, sweep.U] = 0
         assert self.taped is not None
         for i, name in enumerate(self.program.flags):
             self.batch.raise_flag(name, torch.from_numpy(self._flags[:-1, i] != 0))
+
+    def _keep_by_wave(self) -> None:
+        """A place for u of tensors that go in stages: from moments that have been rounded it cannot be formed again."""
+        sizes = [self.cut.elements(tensors) for tensors in self.cut.waves]
+        kept = scratch("kept by wave", max((int(n.sum()) for n in sizes), default=0), self.like.dtype)
+        for tensors, n in zip(self.cut.waves, sizes):
+            self.table[tensors[:, 0], sweep.U] = kept.ctypes.data + (np.cumsum(n) - n) * kept.itemsize
 
     def observe(self, move: Move, kept: bool) -> dict[str, Tensor]:
         """Update the moments and form the inner products, where rules are evaluated in torch; this process's part.
@@ -400,8 +383,7 @@ class Compiled:
             self.table[:, sweep.U] = [x.data_ptr() for x in self._kept]
         if self.early:
             self._set(move)
-        self._walk(sweep.OBSERVE | (sweep.EARLY if self.early else 0), self.chunks)
-        self._walk(sweep.REDUCE, self.of_tensor)
+        self._run("observe")
         return {name: torch.from_numpy(row.copy()) for name, row in zip(self.batch.entries, self.entries)}
 
     def directions(self) -> list[Tensor]:
@@ -416,14 +398,14 @@ class Compiled:
         """Move the weights."""
         if not self._observed:
             self._set(move)
-            self._walk(sweep.OBSERVE | sweep.EARLY, self.chunks)
+            self._run("straight")
         elif self.early:
             amount = move.contraction
             self.numbers[:, blocks.AMOUNT] = 0.0 if amount is None else amount.numpy()
-            self._walk(sweep.APPLY | sweep.EARLY, self.chunks)
+            self._run("apply")
         else:
             self._set(move)
-            self._walk(sweep.APPLY, self.chunks)
+            self._run("apply")
         self.table[:, sweep.U], self._kept = 0, []
 
     def _set(self, move: Move) -> None:
@@ -454,43 +436,91 @@ class Compiled:
             else:
                 self._put(column, batch.random_bits(purpose), None)
 
-    def _walk(
-        self,
-        what: int,
-        units: np.ndarray,
-        keep: bool = False,
-        pairs: np.ndarray | None = None,
-        partial: np.ndarray | None = None,
-        entries: np.ndarray | None = None,
-    ) -> None:
-        program = self.program
-        largest = int(self.sizes[self.sizes <= WHOLE].max(initial=0)) if keep and self.how[sweep.KIND] != 1 else 0
+    def _run(self, what: str, **others: np.ndarray) -> None:
+        """Let threads go through the stages of a schedule.
 
-        def work(first: int, last: int) -> None:
-            shape = len(program.wide) + SPARE, self._most_rows
-            registers = scratch("registers", shape[0] * shape[1], np.float64)[: shape[0] * shape[1]].reshape(shape)
-            for register, value in program.constants:
-                registers[register] = value
-            kept = scratch("kept", largest, self.like.dtype) if keep else self.like[:0]
-            sweep.walk(
-                what, units, self.pieces, self.table, self.how, self.numbers, self.pairs if pairs is None else pairs,
-                self.partial if partial is None else partial, self.entries if entries is None else entries,
-                self.coefficients, program.steps, program.wide, self._wires, self._inputs, self._ports, registers,
-                self._outputs, self._flags, self.like,
-                scratch("blocks", sweep.SCRATCH, self.like.dtype), kept, first, last,
-            )  # fmt: skip
+        Args:
+            what: see :meth:`_schedule`.
+            others: tables in place of the batch's own.
+        """
+        if what not in self._schedules:
+            self._schedules[what] = self._schedule(what)
+        if what != "step":
+            self._needs.fill(EVERYTHING)
+        todo = self._schedules[what]
+        if not len(todo.stages):
+            return
+        double, threads = self.batch.dtype == torch.float64, min(todo.threads, torch.get_num_threads())
+        choice.load(kernel_name(self.batch.dtype), lambda: sweep.on_team(double))
+        memory = (
+            scratch("registers", threads * self._registers, np.float64),
+            scratch("blocks", threads * sweep.SCRATCH, self.like.dtype),
+            scratch("kept", threads * sweep.PIECE, self.like.dtype),
+        )
+        registers = memory[0][: threads * self._registers].reshape(threads, len(self.program.wide) + SPARE, -1)
+        registers[:, self._constants, 0] = self._values
+        known = self._headers.get(what)
+        shape = 1 + len(todo.stages), 8 * (1 + threads)
+        if known is None or known[1].shape != shape or any(a is not b for a, b in zip(known[2], memory)):
+            counters = np.zeros(shape, np.int64)
+            known = self._headers[what] = self._header(todo, memory, counters, others), counters, memory
+        known[1].fill(0)
+        together(sweep.on_team(double), known[0].ctypes.data, threads)
 
-        if len(units):
-            choice.load(kernel_name(self.batch.dtype), lambda: work(0, 0))
-            asked = id(units), torch.get_num_threads()
-            if asked not in self._bounds:
-                self._bounds[asked] = _bounds(self._elements(units), asked[1])
-            share(work, self._bounds[asked])
+    def _header(
+        self, todo: Schedule, memory: Sequence[np.ndarray], counters: np.ndarray, others: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """Where everything lies that the kernel works with; see sweep.py. None of it is ever allocated anew."""
+        registers, work, kept = memory
+        threads = counters.shape[1] // 8 - 1
+        tables = {
+            "pieces": self.cut.pieces, "table": self.table, "how": self.how, "numbers": self.numbers,
+            "pairs": self.pairs, "partial": self.partial, "entries": self.entries, "coefficients": self.coefficients,
+            "needs": self._needs, "known": self._known, "inputs": self._inputs, "flags": self._flags,
+            "stages": todo.stages, "claims": todo.claims, "counters": counters[1:], "units": todo.units,
+            "slots": counters[0], "registers": registers[: threads * self._registers].reshape(threads, -1),
+            "work": work.reshape(-1, sweep.SCRATCH), "kept": kept.reshape(-1, sweep.PIECE),
+            **self.rules._asdict(), **others,
+        }  # fmt: skip
+        arrays = [tables[name] for name in sweep.HEADER]
+        assert all(x.flags.c_contiguous for x in arrays)
+        return np.array([(x.ctypes.data, *x.shape, 1)[:3] for x in arrays], np.int64)
 
-    def _elements(self, units: np.ndarray) -> np.ndarray:
-        ends = np.concatenate([[0], np.cumsum(self.pieces[:, 3])])
-        sizes: np.ndarray = ends[units[:, 2]] - ends[units[:, 1]]
-        return sizes
+    def _schedule(self, what: str) -> Schedule:
+        """The stages of one run over the batch.
+
+        ``"straight"``: moments and move, no sums. ``"step"``: the whole step with rules on a tape. ``"observe"`` and
+        ``"apply"``: what comes before and after rules in torch. ``"sums N"``: sums over tensors, N in sweep.py's code.
+        """
+        cut, out = self.cut, Schedule(self.cut)
+        chunks = cut.chunks(cut.tensors)
+        # What is formed first where the loop is SEEN is, without a forecast, formed beside the rest.
+        observe = OBSERVE | self.early | (LOOK if self.how[sweep.LOOP] == SEEN else 0)
+        if what == "straight":
+            return out.add(OBSERVE | EARLY, chunks)
+        if what == "observe":
+            return out.add(observe, chunks).add(REDUCE, cut.tensors)
+        if what == "apply":
+            return out.add(APPLY | self.early, chunks)
+        if what != "step":
+            return out.add(int(what.split()[1]), chunks).add(REDUCE, cut.tensors)
+        out.add(observe | self._foresees | REDUCE | DECIDE | APPLY, cut.small)
+        for tensors in cut.waves:
+            chunks = cut.chunks(tensors)
+            if self._foresees:
+                out.add(LOOK, chunks, CHUNK).add(FORESEE, tensors)
+                out.add(OBSERVE, chunks, CHUNK)
+            else:
+                out.add(observe, chunks, CHUNK)
+            out.add(REDUCE | DECIDE, tensors).add(APPLY | self.early, chunks, CHUNK)
+        return out
+
+
+def _all_products(entries: Sequence[str]) -> np.ndarray:
+    """Where the products that are formed all together go."""
+    at = {frozenset(name): i for i, name in enumerate(entries)}
+    names = ("gg", "gp", "gu", "pp", "pu", "uu", "gd", "pd", "ud", "dd")
+    return np.array([(-1, -1, -1, at.get(frozenset(name), -1), -1) for name in names], np.int64)
 
 
 def _columns(batch: Batch, how: np.ndarray) -> list[tuple[int, str]]:
@@ -525,39 +555,16 @@ def _products(entries: Sequence[str]) -> np.ndarray:
     return np.array(out, np.int64).reshape(-1, 5)
 
 
-def _chunks(pieces: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Units of at most about sweep.PIECE elements, each of one tensor."""
-    out = []
-    for t, begin, end in units:
-        sizes = pieces[begin:end, 3]
-        if sizes.sum() <= sweep.PIECE:
-            out.append((t, begin, end))
-            continue
-        number = np.cumsum(sizes) // sweep.PIECE
-        cuts = np.flatnonzero(np.diff(number)) + 1
-        edges = [begin, *(begin + cuts), end]
-        out += [(t, a, b) for a, b in pairwise(edges) if b > a]
-    return np.array(out, np.int64).reshape(-1, 3)
-
-
-def _bounds(elements: np.ndarray, threads: int) -> list[tuple[int, int]]:
-    """Runs of units for the threads, each a share of what is left, so that all end at about the same time."""
-    ends = np.cumsum(elements)
-    bounds, first, done = [], 0, 0
-    while first < len(elements):
-        share_of_rest = (int(ends[-1]) - done) // (2 * threads) if threads > 1 else int(ends[-1])
-        last = int(np.searchsorted(ends, done + max(share_of_rest, 4 * sweep.PIECE))) + 1
-        bounds.append((first, min(last, len(elements))))
-        first, done = last, int(ends[min(last, len(elements)) - 1])
-    return bounds
-
-
 def _program(taped: Taped, entries: Sequence[str]) -> Program:
     """A tape with its numbers placed in registers."""
     steps = np.zeros((len(taped.tape.steps), 6), np.int64)
     for i, (name, out, operands, wide) in enumerate(taped.tape.steps):
         padded = [*operands, *[operands[0]] * (3 - len(operands))]
         steps[i] = [CODE[name], out, *padded, int(wide)]
+    later = taped.later("pu") if "pu" in taped.entries else None
+    late = steps[later or []]
+    unknown = taped.tape.constant(float("nan")).index
+    late[late[:, 0] == SUM, 2], late[late[:, 0] == SUM, 0] = unknown, COPY
     return Program(
         steps,
         np.array(taped.tape.wide, np.int64),
@@ -566,4 +573,6 @@ def _program(taped: Taped, entries: Sequence[str]) -> Program:
         dict(taped.tape.inputs),
         [taped.outputs.get(name, -1) for name in ("beta", "tau", "kappa", "buffer", "contraction")],
         dict(taped.flags),
+        late,
+        steps[taped.by_row()],
     )

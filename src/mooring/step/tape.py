@@ -25,6 +25,9 @@ _PLAIN = {
 }  # fmt: skip
 
 
+_TESTS = frozenset("lt le gt ge eq ne logical_and logical_or logical_not isfinite".split())  # noqa: SIM905
+
+
 class NotTaped(Exception):
     """A rule does something that has no place on a tape."""
 
@@ -43,7 +46,7 @@ class Tape:
         self.wide: list[bool] = []
         self.constants: dict[float, int] = {}
         self.inputs: dict[str, int] = {}
-        self._done: dict[tuple[str, tuple[int, ...]], int] = {}
+        self._done: dict[tuple[str, tuple[int, ...], bool], int] = {}
 
     def new(self, wide: bool) -> Number:
         """A number that nothing has been done to yet."""
@@ -62,13 +65,13 @@ class Tape:
             self.inputs[name] = self.new(False).index
         return Number(self, self.inputs[name])
 
-    def do(self, name: str, *operands: Any) -> Number:
-        """Write an operation down."""
+    def do(self, name: str, *operands: Any, row: bool = False) -> Number:
+        """Write an operation down; ``row`` where its result is one also if no operand is."""
         given = [self.number(x) for x in operands]
-        done = name, tuple(x.index for x in given)
+        wide = row or (name != "sum" and any(self.wide[x.index] for x in given))
+        done = name, tuple(x.index for x in given), wide
         if done in self._done:
             return Number(self, self._done[done])
-        wide = name != "sum" and any(self.wide[x.index] for x in given)
         out = self.new(wide)
         self.steps.append((name, out.index, done[1], wide))
         self._done[done] = out.index
@@ -118,7 +121,7 @@ class Number:
 
     def like(self, other: Number) -> Number:
         """The same number, at every slice where ``other`` has one for each."""
-        return self if not self.tape.wide[other.index] else self.tape.do("where", other == other, self, self)
+        return self if not self.tape.wide[other.index] else self.tape.do("copy", self, row=True)
 
     def clamp(self, min: Any = None, max: Any = None) -> Number:
         """NaN stays NaN, as in torch."""
@@ -211,6 +214,27 @@ class Taped:
 
     def __init__(self, tape: Tape, entries: dict[str, int], outputs: dict[str, int], flags: dict[str, int]) -> None:
         self.tape, self.entries, self.outputs, self.flags = tape, entries, outputs, flags
+
+    def later(self, entry: str) -> list[int] | None:
+        """Which steps depend on an entry; None where a decision does, which would hide that the entry is NaN."""
+        late, found = {self.entries[entry]}, []
+        for i, (name, out, operands, _) in enumerate(self.tape.steps):
+            if late.isdisjoint(operands):
+                continue
+            if name in _TESTS or (name == "where" and operands[0] in late):
+                return None
+            late.add(out)
+            found.append(i)
+        return None if late & {*self.flags.values()} else found
+
+    def by_row(self) -> list[int]:
+        """Which steps lead to the outputs where all numbers that are not rows are known."""
+        needed, found = set(self.outputs.values()), []
+        for i, (_, out, operands, wide) in reversed([*enumerate(self.tape.steps)]):
+            if wide and out in needed:
+                needed.update(operands)
+                found.append(i)
+        return found[::-1]
 
 
 def tape_rules(rules: Sequence[Rule], group: Any, entries: Sequence[str]) -> Taped:

@@ -46,35 +46,75 @@ def adam(g, m, v, u, n, k):
             u[i] = m_i / (np.sqrt(v_i) * root + floor)
 
 
+# A condition that is the same for all elements may stand inside a loop: the compiler takes it out or makes it a choice.
+
+
 @njit(**OPTIONS)
 def adam_moved(g, m, v, p, n, k, shrinks):
     """The same of ``scale g``, and the move of a recipe that reads no sums, in one loop."""
     fresh, keep2, fresh2, root, floor, scale = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[SCALE]
     beta, tau = k[BETA], k[TAU]
-    if shrinks:
-        for i in range(n):
-            g_i = g[i] * scale
-            m_i = m[i] + fresh * (g_i - m[i])
-            v_i = keep2 * v[i] + fresh2 * g_i * g_i
-            m[i] = m_i
-            v[i] = v_i
-            p[i] -= m_i / (np.sqrt(v_i) * root + floor) * beta + p[i] * tau
-    else:
-        for i in range(n):
-            g_i = g[i] * scale
-            m_i = m[i] + fresh * (g_i - m[i])
-            v_i = keep2 * v[i] + fresh2 * g_i * g_i
-            m[i] = m_i
-            v[i] = v_i
-            p[i] -= m_i / (np.sqrt(v_i) * root + floor) * beta
+    for i in range(n):
+        g_i = g[i] * scale
+        m_i = m[i] + fresh * (g_i - m[i])
+        v_i = keep2 * v[i] + fresh2 * g_i * g_i
+        m[i] = m_i
+        v[i] = v_i
+        s_i = m_i / (np.sqrt(v_i) * root + floor) * beta
+        if shrinks:
+            s_i += p[i] * tau
+        p[i] -= s_i
 
 
 @njit(**OPTIONS)
-def adam_seen(g, m, v, p, u, n, k):
-    """:func:`adam` of ``scale g`` and, behind its roots and quotients, ``<g,g>``, ``<g,p>``, ``<p,p>``, ``<p,u>``."""
+def adam_beside(g, m, v, p, u, n, k):
+    """:func:`adam` of ``scale g`` and, behind its roots and quotients, ``<p,u>``."""
+    fresh, keep2, fresh2, root, floor, scale = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[SCALE]
+    pu = g.dtype.type(0)
+    for i in range(n):
+        g_i = g[i] * scale
+        m_i = m[i] + fresh * (g_i - m[i])
+        v_i = keep2 * v[i] + fresh2 * g_i * g_i
+        m[i] = m_i
+        v[i] = v_i
+        u_i = m_i / (np.sqrt(v_i) * root + floor)
+        u[i] = u_i
+        pu = added(pu, p[i] * u_i)
+    return np.float64(pu)
+
+
+@njit(**OPTIONS)
+def adam_held(g, m, v, p, a, n, k, anchors):
+    """:func:`adam_moved` beside an anchor, no decay to zero; and ``<d,d>``, ``<g,d>``, ``<u,d>``, ``<u,u>``."""
+    fresh, keep2, fresh2, root, floor, scale = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[SCALE]
+    beta, kappa = k[BETA], k[KAPPA]
+    dd = g.dtype.type(0)
+    gd, du, uu = dd, dd, dd
+    for i in range(n):
+        g_i = g[i] * scale
+        m_i = m[i] + fresh * (g_i - m[i])
+        v_i = keep2 * v[i] + fresh2 * g_i * g_i
+        m[i] = m_i
+        v[i] = v_i
+        u_i = m_i / (np.sqrt(v_i) * root + floor)
+        d_i = p[i] - a[i]
+        dd = added(dd, d_i * d_i)
+        gd = added(gd, g_i * d_i)
+        du = added(du, u_i * d_i)
+        uu = added(uu, u_i * u_i)
+        s_i = u_i * beta
+        if anchors:
+            s_i += d_i * kappa
+        p[i] -= s_i
+    return np.float64(dd), np.float64(gd), np.float64(du), np.float64(uu)
+
+
+@njit(**OPTIONS)
+def adam_among(g, m, v, p, u, n, k):
+    """:func:`adam` of ``scale g``, and all six products of g, p and u: gg, gp, gu, pp, pu, uu."""
     fresh, keep2, fresh2, root, floor, scale = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[SCALE]
     gg = g.dtype.type(0)
-    gp, pp, pu = gg, gg, gg
+    gp, gu, pp, pu, uu = gg, gg, gg, gg, gg
     for i in range(n):
         g_i = g[i] * scale
         m_i = m[i] + fresh * (g_i - m[i])
@@ -85,47 +125,38 @@ def adam_seen(g, m, v, p, u, n, k):
         u[i] = u_i
         gg = added(gg, g_i * g_i)
         gp = added(gp, g_i * p[i])
+        gu = added(gu, g_i * u_i)
         pp = added(pp, p[i] * p[i])
         pu = added(pu, p[i] * u_i)
-    return np.float64(gg), np.float64(gp), np.float64(pp), np.float64(pu)
+        uu = added(uu, u_i * u_i)
+    return np.float64(gg), np.float64(gp), np.float64(gu), np.float64(pp), np.float64(pu), np.float64(uu)
 
 
 @njit(**OPTIONS)
-def adam_held(g, m, v, p, a, n, k, anchors):
-    """:func:`adam_moved` beside an anchor, no decay to zero; and ``<d,d>``, ``<g,d>``, ``<u,d>``, ``<u,u>``."""
-    fresh, keep2, fresh2, root, floor, scale = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[SCALE]
-    beta, kappa = k[BETA], k[KAPPA]
-    dd = g.dtype.type(0)
-    gd, du, uu = dd, dd, dd
-    if anchors:
-        for i in range(n):
-            g_i = g[i] * scale
-            m_i = m[i] + fresh * (g_i - m[i])
-            v_i = keep2 * v[i] + fresh2 * g_i * g_i
-            m[i] = m_i
-            v[i] = v_i
-            u_i = m_i / (np.sqrt(v_i) * root + floor)
-            d_i = p[i] - a[i]
-            dd = added(dd, d_i * d_i)
-            gd = added(gd, g_i * d_i)
-            du = added(du, u_i * d_i)
-            uu = added(uu, u_i * u_i)
-            p[i] -= u_i * beta + d_i * kappa
-    else:
-        for i in range(n):
-            g_i = g[i] * scale
-            m_i = m[i] + fresh * (g_i - m[i])
-            v_i = keep2 * v[i] + fresh2 * g_i * g_i
-            m[i] = m_i
-            v[i] = v_i
-            u_i = m_i / (np.sqrt(v_i) * root + floor)
-            d_i = p[i] - a[i]
-            dd = added(dd, d_i * d_i)
-            gd = added(gd, g_i * d_i)
-            du = added(du, u_i * d_i)
-            uu = added(uu, u_i * u_i)
-            p[i] -= u_i * beta
-    return np.float64(dd), np.float64(gd), np.float64(du), np.float64(uu)
+def products_with(g, p, u, a, n, scale):
+    """With ``d = p - a``, the other four: gd, pd, ud, dd; of ``scale g``."""
+    gd = g.dtype.type(0)
+    pd, ud, dd = gd, gd, gd
+    for i in range(n):
+        d_i = p[i] - a[i]
+        gd = added(gd, g[i] * scale * d_i)
+        pd = added(pd, p[i] * d_i)
+        ud = added(ud, u[i] * d_i)
+        dd = added(dd, d_i * d_i)
+    return np.float64(gd), np.float64(pd), np.float64(ud), np.float64(dd)
+
+
+@njit(**OPTIONS)
+def adam_again(m, v, p, a, n, k, shrinks, anchors):
+    """:func:`move` with u formed once more from moments that are updated, in one loop; ``a`` is the anchor."""
+    root, floor, beta, tau, kappa = k[ROOT], k[FLOOR], k[BETA], k[TAU], k[KAPPA]
+    for i in range(n):
+        s_i = m[i] / (np.sqrt(v[i]) * root + floor) * beta
+        if shrinks:
+            s_i += p[i] * tau
+        if anchors:
+            s_i += (p[i] - a[i]) * kappa
+        p[i] -= s_i
 
 
 @njit(**OPTIONS)
@@ -170,26 +201,31 @@ def momentum(g, b, n, k):
 def momentum_moved(g, b, p, n, k, couples, shrinks):
     """The same of ``scale g``, plus ``coupled p`` where it ``couples``, and the move, in one loop."""
     keep, share, scale, coupled, beta, tau = k[KEEP1], k[SHARE], k[SCALE], k[COUPLED], k[BETA], k[TAU]
-    if couples and shrinks:
-        for i in range(n):
-            b_i = b[i] * keep + (p[i] * coupled + g[i] * scale) * share
-            b[i] = b_i
-            p[i] -= b_i * beta + p[i] * tau
-    elif couples:
-        for i in range(n):
-            b_i = b[i] * keep + (p[i] * coupled + g[i] * scale) * share
-            b[i] = b_i
-            p[i] -= b_i * beta
-    elif shrinks:
-        for i in range(n):
-            b_i = b[i] * keep + g[i] * scale * share
-            b[i] = b_i
-            p[i] -= b_i * beta + p[i] * tau
-    else:
-        for i in range(n):
-            b_i = b[i] * keep + g[i] * scale * share
-            b[i] = b_i
-            p[i] -= b_i * beta
+    for i in range(n):
+        g_i = g[i] * scale
+        if couples:
+            g_i = p[i] * coupled + g_i
+        b_i = b[i] * keep + g_i * share
+        b[i] = b_i
+        s_i = b_i * beta
+        if shrinks:
+            s_i += p[i] * tau
+        p[i] -= s_i
+
+
+@njit(**OPTIONS)
+def momentum_beside(g, b, p, n, k, couples):
+    """The same without the move, and ``<p,b>``."""
+    keep, share, scale, coupled = k[KEEP1], k[SHARE], k[SCALE], k[COUPLED]
+    pb = g.dtype.type(0)
+    for i in range(n):
+        g_i = g[i] * scale
+        if couples:
+            g_i = p[i] * coupled + g_i
+        b_i = b[i] * keep + g_i * share
+        b[i] = b_i
+        pb = added(pb, p[i] * b_i)
+    return np.float64(pb)
 
 
 @njit(**OPTIONS)
@@ -245,19 +281,17 @@ def move(p, u, d, n, k, shrinks, anchors):
     """
     beta, tau, kappa = k[BETA], k[TAU], k[KAPPA]
     if anchors == 2:  # d is the memory that is written: read it as p
-        if shrinks:
-            for i in range(n):
-                p[i] -= u[i] * beta + p[i] * tau + p[i] * kappa
-        else:
-            for i in range(n):
-                p[i] -= u[i] * beta + p[i] * kappa
+        for i in range(n):
+            s_i = u[i] * beta
+            if shrinks:
+                s_i += p[i] * tau
+            p[i] -= s_i + p[i] * kappa
     elif anchors == 1:
-        if shrinks:
-            for i in range(n):
-                p[i] -= u[i] * beta + p[i] * tau + d[i] * kappa
-        else:
-            for i in range(n):
-                p[i] -= u[i] * beta + d[i] * kappa
+        for i in range(n):
+            s_i = u[i] * beta
+            if shrinks:
+                s_i += p[i] * tau
+            p[i] -= s_i + d[i] * kappa
     elif shrinks:
         for i in range(n):
             p[i] -= u[i] * beta + p[i] * tau
@@ -269,12 +303,9 @@ def move(p, u, d, n, k, shrinks, anchors):
 @njit(**OPTIONS)
 def contract(p, a, n, amount, zero):
     """``p <- p - amount (p - a)``; ``zero``: the anchor is zero."""
-    if zero:
-        for i in range(n):
-            p[i] -= p[i] * amount
-    else:
-        for i in range(n):
-            p[i] -= (p[i] - a[i]) * amount
+    for i in range(n):
+        d_i = p[i] if zero else p[i] - a[i]
+        p[i] -= d_i * amount
 
 
 @njit(**OPTIONS)
@@ -303,6 +334,19 @@ def dots(a, b, n):
         ab = added(ab, a[i] * b[i])
         bb = added(bb, b[i] * b[i])
     return np.float64(aa), np.float64(ab), np.float64(bb)
+
+
+@njit(**OPTIONS)
+def looked(g, p, n, scale):
+    """``<g,g>``, ``<g,p>`` and ``<p,p>`` of ``scale g``."""
+    gg = g.dtype.type(0)
+    gp, pp = gg, gg
+    for i in range(n):
+        g_i = g[i] * scale
+        gg = added(gg, g_i * g_i)
+        gp = added(gp, g_i * p[i])
+        pp = added(pp, p[i] * p[i])
+    return np.float64(gg), np.float64(gp), np.float64(pp)
 
 
 @njit(**OPTIONS)

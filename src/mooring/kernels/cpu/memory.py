@@ -47,6 +47,24 @@ def view(typingctx: Any, address: Any, n: Any, like: Any) -> Any:
 
 
 @intrinsic
+def matrix(typingctx: Any, address: Any, rows: Any, columns: Any, like: Any) -> Any:
+    """The same in two dimensions."""
+    array = types.Array(like.dtype, 2, "C")
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, rows, columns, _ = arguments
+        data = context.get_data_type(array.dtype)
+        item = context.get_constant(types.intp, context.get_abi_sizeof(data))
+        out = make_array(array)(context, builder)
+        strides = [builder.mul(columns, item), item]
+        pointer = builder.inttoptr(address, data.as_pointer())
+        populate_array(out, data=pointer, shape=[rows, columns], strides=strides, itemsize=item, meminfo=None)
+        return out._getvalue()
+
+    return array(types.int64, types.int64, types.int64, like), codegen
+
+
+@intrinsic
 def widen_half(typingctx: Any, bits: Any) -> Any:
     """float16, given as its bits, as float32."""
 

@@ -19,7 +19,8 @@ NAMES = (  # noqa: SIM905
     "neg abs sqrt rsqrt reciprocal logical_not isfinite copy sum where"  # of one; the sum over slices; of three
 ).split()
 CODE = {name: i for i, name in enumerate(NAMES)}
-_SUM, _WHERE = CODE["sum"], CODE["where"]
+SUM, _WHERE = CODE["sum"], CODE["where"]
+COPY = CODE["copy"]
 _OPERANDS = np.array([2] * 14 + [1] * 9 + [3])
 SPARE = 3
 """Registers beyond the program's own that its evaluation needs."""
@@ -37,6 +38,9 @@ class Program:
         inputs: register of each number per tensor, by name.
         outputs: registers of the coefficients: beta, tau, kappa, buffer; -1 where a rule wrote none.
         flags: registers of what rules count, by name.
+        late: the operations that depend on the one entry that comes last, with NaN for its sums; none where the others
+            never say enough.
+        by_row: the operations that lead to the coefficients where all numbers that are not rows are known.
     """
 
     steps: np.ndarray = field(default_factory=lambda: np.zeros((0, 6), np.int64))
@@ -46,6 +50,8 @@ class Program:
     inputs: dict[str, int] = field(default_factory=dict)
     outputs: list[int] = field(default_factory=list)
     flags: dict[str, int] = field(default_factory=dict)
+    late: np.ndarray = field(default_factory=lambda: np.zeros((0, 6), np.int64))
+    by_row: np.ndarray = field(default_factory=lambda: np.zeros((0, 6), np.int64))
 
 
 @njit(**OPTIONS)
@@ -54,7 +60,7 @@ def evaluate(steps, wide, registers, rows):
     for s in range(steps.shape[0]):
         code, out = steps[s, 0], registers[steps[s, 1]]
         a, b, c = steps[s, 2], steps[s, 3], steps[s, 4]
-        if code == _SUM:
+        if code == SUM:
             total = 0.0
             if wide[a]:
                 for i in range(rows):
