@@ -12,7 +12,7 @@ import torch
 import mooring as mo
 from mooring.bench import perturbed
 from mooring.bench.branches import Branch, Problem
-from mooring.bench.measured import Baseline, Bench, prepared
+from mooring.bench.measured import Bench, prepared
 from mooring.bench.memory import temporaries
 from mooring.bench.methods import METHODS, Method, cost_bytes, declared_bytes, installed, parse_methods
 from mooring.bench.shapes import Model, convolutional, resnet50, small
@@ -68,7 +68,7 @@ def test_a_row_that_leaves_its_branch_is_not_timed() -> None:
     lost = replace(METHODS["adamp-rows"], make=lambda params, lr: mo.AdamP(list(params), lr=lr, delta=0.0))
     bench = Bench(CPU, 6, 0, 1e9)
     model = Model("m", "m", tuple(SHAPES))
-    row = bench.row(replace(lost, like="adamp-rows"), "eager", model, Baseline(SHAPES, CPU))
+    row = bench.row(replace(lost, like="adamp-rows"), "eager", model)
     assert row.status == "failed" and "another branch than built" in row.why and row.ratio is None
 
 

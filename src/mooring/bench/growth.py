@@ -63,21 +63,21 @@ def measure(bench: Bench, where: Place, methods: Sequence[Method], backends: Seq
     try:
         if where.threads is not None:
             torch.set_num_threads(where.threads)
-        baseline = Baseline(where.model.shapes, bench.device)
         for method in methods:
             for backend in backends if method.ours else ("",):
-                yield _point(bench, where, method, backend, baseline)
+                yield _point(bench, where, method, backend)
     finally:
         torch.set_num_threads(before)
 
 
-def _point(bench: Bench, where: Place, method: Method, backend: str, baseline: Baseline) -> Point | str:
+def _point(bench: Bench, where: Place, method: Method, backend: str) -> Point | str:
     found = verify(method, where.model.shapes, backend, bench.device)
     if found.error is not None:
         return f"{method.id} at {where.model.name}: {found.error}"
     problem = Problem(where.model.shapes, method.branch, dtype=method.dtype, device=bench.device)
     with use(backend):
         optimizer = prepared(method, problem)
-        pairs = bench.pairs(optimizer.step, baseline.step)
+        optimizer.step()
+        pairs = bench.pairs(optimizer.step, Baseline(problem, optimizer).step)
     ratio = median_interval(pairs.ratios)
     return Point(where.curve, where.x, method.id, backend, statistics.median(pairs.candidate), ratio)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from mooring.bench.branches import Branch, Problem, differs, taken
 from mooring.bench.memory import temporaries
 from mooring.bench.methods import BASELINE, METHODS, Method, cost_bytes, declared_bytes
 from mooring.bench.results import Row
-from mooring.bench.shapes import Model, Shape
+from mooring.bench.shapes import Model
 from mooring.bench.statistics import median_interval, met
 from mooring.bench.timing import Act, Clock, Pairs
 from mooring.bench.verify import verify
@@ -24,13 +24,34 @@ LR = 1e-9
 """So small that thousands of steps leave the numbers in the branch that they were built for."""
 
 
-class Baseline:
-    """Fused AdamW on shapes of its own, kept while the methods take their turns beside it."""
+_MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
-    def __init__(self, shapes: Sequence[Shape], device: torch.device) -> None:
-        self.problem = Problem(shapes, Branch(), dtype=torch.float32, device=device)
-        self.optimizer = METHODS[BASELINE].make(self.problem.named, LR)
+
+class Baseline:
+    """Fused AdamW, stepped in turn with what is measured against it.
+
+    Args:
+        problem: weights and gradients.
+        beside: an optimizer of the same parameters. Where a tensor's pages lie can change the time of a step by a
+            third, so both step the same weights, gradients and moments: each of them finds what the other has left,
+            and at this learning rate and these constant gradients that is what it would have made itself.
+    """
+
+    def __init__(self, problem: Problem, beside: Any = None) -> None:
+        own = problem
+        like = problem.params[0]
+        if like.dtype != torch.float32:  # fused AdamW is in float32
+            own = Problem([p.shape for p in problem.params], Branch(), dtype=torch.float32, device=like.device)
+        self.problem = own
+        self.optimizer = METHODS[BASELINE].make(own.named, LR)
         self.step: Act = self.optimizer.step
+        self.step()
+        for p, q in zip(own.params, problem.params, strict=True):
+            state = {} if beside is None else beside.state.get(q, {})
+            shared = [state[name] for name in _MOMENTS if name in state]
+            for name, x in zip(("exp_avg", "exp_avg_sq"), shared):
+                if x.shape == p.shape and x.dtype == p.dtype and x.stride() == p.stride():
+                    self.optimizer.state[p][name] = x
         self.step()
 
 
@@ -55,7 +76,7 @@ class Bench:
         """Samples of both in turn."""
         return self.clock.pairs(candidate, baseline, self.count, seed=self.seed, tell=self.tell)
 
-    def row(self, method: Method, backend: str, model: Model, baseline: Baseline) -> Row:
+    def row(self, method: Method, backend: str, model: Model) -> Row:
         """Verify, then time; a failing one is not timed."""
         gc.collect()  # optimizers refer to themselves, and the last row's state would stay beside this one's
         served = backend if method.ours else ""
@@ -67,11 +88,11 @@ class Bench:
         if found.error is not None:
             return Row(**known, status="failed", why=found.error)
         try:
-            return self._timed(method, backend, model, baseline, known)
+            return self._timed(method, backend, model, known)
         except Exception as error:  # of one row; the others go on
             return Row(**known, status="failed", why=f"{type(error).__name__}: {error}")
 
-    def _timed(self, method: Method, backend: str, model: Model, baseline: Baseline, known: dict[str, Any]) -> Row:
+    def _timed(self, method: Method, backend: str, model: Model, known: dict[str, Any]) -> Row:
         problem = Problem(model.shapes, method.branch, dtype=method.dtype, device=self.device)
         with use(backend if method.ours else ""):
             optimizer = prepared(method, problem)
@@ -80,7 +101,7 @@ class Bench:
             if isinstance(before, str):
                 return Row(**known, status="failed", why=f"another branch than built: {before}")
             extra = temporaries(optimizer.step, self.device)
-            pairs = self.pairs(optimizer.step, baseline.step)
+            pairs = self.pairs(optimizer.step, Baseline(problem, optimizer).step)
             after = self._branch(method, optimizer, problem)
             if isinstance(after, str):
                 return Row(**known, status="failed", why=f"it left its branch while it was timed: {after}")

@@ -13,7 +13,7 @@ import torch
 
 from mooring.bench import growth, perturbed, shapes
 from mooring.bench.backends import backends, use
-from mooring.bench.branches import Problem
+from mooring.bench.branches import Branch, Problem
 from mooring.bench.measured import Baseline, Bench, prepared
 from mooring.bench.memory import available
 from mooring.bench.methods import METHODS, Method, installed, parse_methods, version
@@ -157,24 +157,25 @@ class _Run:
             self._growth()
 
     def _steps(self, model: Model) -> None:
-        self._say(f"{model.title}: fused AdamW")
-        baseline = Baseline(model.shapes, self.device)
         for method in self.methods:
             for backend in self.served if method.ours else [""]:
                 self._say(f"{model.title}: {method.id}" + (f" ({backend})" if len(self.served) > 1 and backend else ""))
-                self.results.rows.append(self.bench.row(method, backend, model, baseline))
+                self.results.rows.append(self.bench.row(method, backend, model))
 
     def _perturbations(self, model: Model) -> None:
         self._say(f"{model.title}: noise and moved weights")
-        baseline = Baseline(model.shapes, self.device)
+        baseline = Baseline(self._plain(model.shapes))
         for backend in self.served:
             self.results.perturbations += perturbed.measure(self.bench, model, backend, baseline)
+
+    def _plain(self, of: Sequence[shapes.Shape]) -> Problem:
+        return Problem(of, Branch(), dtype=torch.float32, device=self.device)
 
     def _launches(self) -> None:
         """Of methods whose step was found right; with nothing to compute there is no branch to take."""
         right = {(row.method, row.backend) for row in self.results.rows if row.status == "timed"}
         counts = (1, self.results.about["launch_tensors"])
-        baselines = [Baseline([(1,)] * count, self.device) for count in counts]
+        baselines = [Baseline(self._plain([(1,)] * count)) for count in counts]
         for method in self.methods:
             for backend in self.served if method.ours else [""]:
                 if not method.launch or (method.id, backend) not in right:
