@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 import mooring as mo
 from mooring.kernels import choice
-from mooring.kernels.cpu import schedule, threads
+from mooring.kernels.cpu import schedule, sweep, threads
 from mooring.step import compiled
 from mooring.step.tape import NotTaped
 from tests.optim.problems import backward, make_net
@@ -135,7 +136,7 @@ def variants() -> Iterator[Any]:
 def test_the_path_changes_no_bit(
     row: OptimizerRow, options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By one thread a tensor, in stages over all tensors, with rules in torch, recorded, by three threads."""
+    """By one thread a tensor, in stages and waves, with rules in torch, recorded, by three threads, torch's or ours."""
 
     def run(recorded: bool = False) -> list[bytes]:
         def make(params: list[nn.Parameter]) -> Any:
@@ -152,6 +153,9 @@ def test_the_path_changes_no_bit(
     with monkeypatch.context() as patch:
         patch.setattr(schedule, "WHOLE", 0)
         assert run() == once
+        patch.setattr(schedule, "WAVE", 1000)
+        patch.setattr(schedule, "CHUNK", 64)
+        assert run() == once
     with monkeypatch.context() as patch:
 
         def refuse(*_: Any) -> None:
@@ -162,6 +166,40 @@ def test_the_path_changes_no_bit(
     assert run(recorded=True) == once
     torch.set_num_threads(3)
     assert run() == once
+    monkeypatch.setattr(threads, "_parallel", lambda: None)
+    assert run() == once
+
+
+@pytest.mark.parametrize("whole", [0, 1 << 15])
+@pytest.mark.parametrize("make", [mo.AdamP, partial(mo.SGDP, momentum=0.9)], ids=["AdamP", "SGDP"])
+def test_what_is_needed_of_the_direction_follows_from_the_gradient(
+    make: Any, whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of <p,u> where no projection follows, each row's own where rows are projected, all where tensors are."""
+    monkeypatch.setattr(schedule, "WHOLE", whole)
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(40, 50, generator=generator) for _ in range(3)]
+    noise = torch.randn(40, 50, generator=generator)
+    along, away = (
+        weights[0] + noise,
+        noise - weights[1] * (weights[1] * noise).sum(1, keepdim=True) / (weights[1].square().sum(1, keepdim=True)),
+    )
+    lean = weights[2] * torch.tensor([1.0, -1.0]).repeat(20).unsqueeze(1)
+    whole_gradient = noise + 3 * lean
+    whole_gradient -= weights[2] * (weights[2] * whole_gradient).sum() / weights[2].square().sum()
+    ends = []
+    for backend in ("numba", "eager"):
+        params = [nn.Parameter(w.clone()) for w in weights]
+        for p, g in zip(params, (along, away, whole_gradient)):
+            p.grad = g.clone()
+        with choice.use(backend):
+            optimizer = make(params, lr=0.1, weight_decay=0.1)
+            optimizer.step()
+        ends.append(params)
+        if backend == "numba":
+            [batch] = optimizer._plan.batches
+            assert batch.compiled._needs.tolist() == [sweep.NOTHING, sweep.OWN_ROW, sweep.EVERYTHING]
+    assert distance(*ends) <= 2e-6
 
 
 @settings(max_examples=25, deadline=None)
