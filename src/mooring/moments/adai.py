@@ -67,7 +67,7 @@ class Adai(SecondMoment):
     @override
     def compiled_numbers(self, batch: Batch, step: float) -> dict[str, float]:
         beta0, beta2 = batch.group["betas"]
-        mean = float(self.mean(batch))
+        mean = float(self.mean(batch).numpy())
         share = 1 / correction_at(beta2, step) * beta0  # as torch divides a number by a tensor
         return {
             "keep1": 1.0, "keep2": beta2, "fresh2": 1 - beta2, "floor": batch.group["eps"],
