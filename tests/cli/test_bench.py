@@ -48,12 +48,22 @@ def test_a_quick_look(mooring: Mooring, tmp_path: Path) -> None:
         )
     assert {point["curve"] for point in found["points"]} == {"size", "rows", "tensors", "threads"}
     assert {launch["method"] for launch in found["launches"]} == {"adamw", "torch.sgd-fused"}
+    assert [there["method"] for there in found["between"]] == ["adamw", "torch.sgd-fused"]
 
     with (tmp_path / "out" / "steps.csv").open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert [row["method"] for row in table] == list(rows)
     assert float(table[0]["ratio_median"]) == rows["adamw"]["ratio"]["median"]
-    for name in ("bench.png", "bench.svg", "growth.png", "growth.svg", "launches.csv", "growth.csv", "bench.md"):
+    for name in (
+        "bench.png",
+        "bench.svg",
+        "growth.png",
+        "growth.svg",
+        "launches.csv",
+        "between.csv",
+        "growth.csv",
+        "bench.md",
+    ):
         assert (tmp_path / "out" / name).stat().st_size > 100
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# By hand") and text.endswith("Also by hand.\n") and "old" not in text

@@ -14,7 +14,7 @@ from mooring.bench.backends import use
 from mooring.bench.branches import Branch, Problem, differs, taken
 from mooring.bench.memory import temporaries
 from mooring.bench.methods import BASELINE, METHODS, Method, cost_bytes, declared_bytes
-from mooring.bench.results import Row
+from mooring.bench.results import Between, Row
 from mooring.bench.shapes import Model
 from mooring.bench.statistics import median_interval, met
 from mooring.bench.timing import Act, Clock, Pairs
@@ -24,6 +24,8 @@ LR = 1e-9
 """So small that thousands of steps leave the numbers in the branch that they were built for."""
 
 
+_PRODUCT = 1024
+"""Rows and columns of the matrices: a product takes about as long as a step of 25 million parameters."""
 _MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
@@ -72,9 +74,9 @@ class Bench:
         self.device, self.count, self.seed, self.copy, self.tell = device, count, seed, copy, tell
         self.clock = Clock(device)
 
-    def pairs(self, candidate: Act, baseline: Act) -> Pairs:
-        """Samples of both in turn."""
-        return self.clock.pairs(candidate, baseline, self.count, seed=self.seed, tell=self.tell)
+    def pairs(self, candidate: Act, baseline: Act, before: tuple[Act | None, Act | None] = (None, None)) -> Pairs:
+        """Samples of both in turn, each after what comes before it."""
+        return self.clock.pairs(candidate, baseline, self.count, seed=self.seed, tell=self.tell, before=before)
 
     def row(self, method: Method, backend: str, model: Model) -> Row:
         """Verify, then time; a failing one is not timed."""
@@ -91,6 +93,23 @@ class Bench:
             return self._timed(method, backend, model, known)
         except Exception as error:  # of one row; the others go on
             return Row(**known, status="failed", why=f"{type(error).__name__}: {error}")
+
+    def between(self, method: Method, backend: str, model: Model) -> Between:
+        """Steps right after a matrix product, whose threads may not have come to rest."""
+        problem = Problem(model.shapes, method.branch, dtype=method.dtype, device=self.device)
+        a = torch.randn(_PRODUCT, _PRODUCT, device=self.device)
+
+        def product() -> None:
+            a @ a
+
+        with use(backend if method.ours else ""):
+            optimizer = prepared(method, problem)
+            optimizer.step()
+            there = self.pairs(optimizer.step, Baseline(problem, optimizer).step, (product, product))
+            alone = self.pairs(optimizer.step, optimizer.step, (product, None))
+        seconds = statistics.median(there.candidate)
+        ratios = median_interval(there.ratios), median_interval(alone.ratios)
+        return Between(model.name, method.id, backend if method.ours else "", seconds, *ratios)
 
     def _timed(self, method: Method, backend: str, model: Model, known: dict[str, Any]) -> Row:
         problem = Problem(model.shapes, method.branch, dtype=method.dtype, device=self.device)

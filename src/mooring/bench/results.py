@@ -96,6 +96,24 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Between:
+    """What a step costs right after a matrix product, as in training.
+
+    Attributes:
+        seconds: the median.
+        ratio: over fused AdamW's, after a product as well.
+        alone: over the same step with nothing before it.
+    """
+
+    shapes: str
+    method: str
+    backend: str
+    seconds: float
+    ratio: Interval
+    alone: Interval
+
+
+@dataclass(frozen=True)
 class Perturbation:
     """What a method that moves the weights adds to its passes.
 
@@ -150,6 +168,7 @@ class Results:
     left_out: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
+    between: list[Between] = field(default_factory=list)
     perturbations: list[Perturbation] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     interrupted: bool = False
@@ -172,8 +191,8 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "bench.json", self.as_dict())
         for name, found in (
-            ("steps", self.rows), ("launches", self.launches), ("perturbations", self.perturbations),
-            ("growth", self.points),
+            ("steps", self.rows), ("launches", self.launches), ("between", self.between),
+            ("perturbations", self.perturbations), ("growth", self.points),
         ):  # fmt: skip
             if found:
                 flat = [_flat(asdict(row)) for row in found]

@@ -152,6 +152,8 @@ class _Run:
         first = next((n for n in self.names if n in self.results.models), None)
         if first is not None and self.request.methods is None:
             self._perturbations(shapes.model(first, self.bytes))
+        if first is not None:
+            self._between(shapes.model(first, self.bytes))
         self._launches()
         if self.request.growth:
             self._growth()
@@ -171,25 +173,34 @@ class _Run:
     def _plain(self, of: Sequence[shapes.Shape]) -> Problem:
         return Problem(of, Branch(), dtype=torch.float32, device=self.device)
 
-    def _launches(self) -> None:
-        """Of methods whose step was found right; with nothing to compute there is no branch to take."""
+    def _right(self) -> Iterator[tuple[Method, str]]:
+        """Methods whose overhead is of interest, and whose step was found right."""
         right = {(row.method, row.backend) for row in self.results.rows if row.status == "timed"}
-        counts = (1, self.results.about["launch_tensors"])
-        baselines = [Baseline(self._plain([(1,)] * count)) for count in counts]
         for method in self.methods:
             for backend in self.served if method.ours else [""]:
-                if not method.launch or (method.id, backend) not in right:
-                    continue
-                self._say(f"launch: {method.id}")
-                seconds, ratios = [], []
-                for count, baseline in zip(counts, baselines, strict=True):
-                    problem = Problem([(1,)] * count, method.branch, dtype=method.dtype, device=self.device)
-                    with use(backend):
-                        pairs = self.bench.pairs(prepared(method, problem).step, baseline.step)
-                    seconds.append(statistics.median(pairs.candidate))
-                    ratios.append(median_interval(pairs.ratios))
-                per_tensor = seconds[1] / counts[1]
-                self.results.launches.append(Launch(method.id, backend, seconds[0], per_tensor, *ratios))
+                if method.launch and (method.id, backend) in right:
+                    yield method, backend
+
+    def _between(self, model: Model) -> None:
+        for method, backend in self._right():
+            self._say(f"after a matrix product: {method.id}")
+            self.results.between.append(self.bench.between(method, backend, model))
+
+    def _launches(self) -> None:
+        """With nothing to compute there is no branch to take."""
+        counts = (1, self.results.about["launch_tensors"])
+        baselines = [Baseline(self._plain([(1,)] * count)) for count in counts]
+        for method, backend in self._right():
+            self._say(f"launch: {method.id}")
+            seconds, ratios = [], []
+            for count, baseline in zip(counts, baselines, strict=True):
+                problem = Problem([(1,)] * count, method.branch, dtype=method.dtype, device=self.device)
+                with use(backend):
+                    pairs = self.bench.pairs(prepared(method, problem).step, baseline.step)
+                seconds.append(statistics.median(pairs.candidate))
+                ratios.append(median_interval(pairs.ratios))
+            per_tensor = seconds[1] / counts[1]
+            self.results.launches.append(Launch(method.id, backend, seconds[0], per_tensor, *ratios))
 
     def _growth(self) -> None:
         chosen = [m for m in self.methods if m.ours] if self.request.methods else [METHODS[n] for n in growth.METHODS]

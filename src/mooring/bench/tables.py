@@ -36,7 +36,7 @@ class Table:
 
 def tables(results: Results) -> list[Table]:
     """All tables of a run that have rows."""
-    found = [*_steps(results), _launches(results), _perturbations(results), *_growth(results)]
+    found = [*_steps(results), _launches(results), _between(results), _perturbations(results), *_growth(results)]
     return [table for table in found if table.rows]
 
 
@@ -108,6 +108,22 @@ def _launches(results: Results) -> Table:
     ]
     many = f"{results.about['launch_tensors']:,}"
     return Table(f"Launch: a step of one element, and of {many} tensors of one element", heads, rows, words=2)
+
+
+def _between(results: Results) -> Table:
+    heads = ("method", "served by", "× fused AdamW there", "× itself alone", "ms")
+    rows: list[tuple[str, ...]] = [
+        (
+            found.method,
+            found.backend or found.method.split(".")[0],
+            str(found.ratio),
+            str(found.alone),
+            _number(1e3 * found.seconds),
+        )
+        for found in results.between
+    ]
+    title = results.models[results.between[0].shapes].title if rows else ""
+    return Table(f"A step right after a matrix product, {title}", heads, rows, words=2)
 
 
 def _perturbations(results: Results) -> Table:

@@ -35,8 +35,14 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.wait: Act = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
-    def seconds(self, act: Act, calls: int = 1) -> float:
-        """Of one call, over so many."""
+    def seconds(self, act: Act, calls: int = 1, before: Act | None = None) -> float:
+        """Of one call, over so many; ``before`` runs before each and is not counted."""
+        if before is not None:
+            spent = 0.0
+            for _ in range(calls):
+                before()
+                spent += self.seconds(act)
+            return spent / calls
         self.wait()
         start = time.perf_counter()
         for _ in range(calls):
@@ -50,10 +56,20 @@ class Clock:
         once = min(self.seconds(act) for _ in range(2))
         return max(1, min(_MOST, round(_SAMPLE / max(once, 1e-9) + 0.5)))
 
-    def pairs(self, candidate: Act, baseline: Act, count: int, *, seed: int, tell: Callable[[int], None]) -> Pairs:
+    def pairs(
+        self,
+        candidate: Act,
+        baseline: Act,
+        count: int,
+        *,
+        seed: int,
+        tell: Callable[[int], None],
+        before: tuple[Act | None, Act | None] = (None, None),
+    ) -> Pairs:
         """Time both ``count`` times, one right after the other, half of the pairs in either order, at random.
 
         What drifts (frequency, neighbours) then strikes both alike, and a ratio is of two moments that are close.
+        ``before`` is what runs, uncounted, before each call of either.
         """
         acts = (candidate, baseline)
         calls = [self.calls(act) for act in acts]
@@ -63,7 +79,7 @@ class Clock:
         for done, order in enumerate(orders):
             spent = [0.0, 0.0]
             for which in order:
-                spent[which] = self.seconds(acts[which], calls[which])
+                spent[which] = self.seconds(acts[which], calls[which], before[which])
             found.append((spent[0], spent[1]))
             tell(done + 1)
         return Pairs(tuple(a for a, _ in found), tuple(b for _, b in found))
