@@ -132,7 +132,7 @@ def variants() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("row", "options"), variants())
+@pytest.mark.parametrize(("row", "options"), list(variants()))
 def test_the_path_changes_no_bit(
     row: OptimizerRow, options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -450,7 +450,8 @@ class Compiled:
         todo = self._schedules[what]
         if not len(todo.stages):
             return
-        double, threads = self.batch.dtype == torch.float64, min(todo.threads, torch.get_num_threads())
+        # All of torch's threads or none: a smaller team would end the others, and torch would have to begin them anew.
+        double, threads = self.batch.dtype == torch.float64, torch.get_num_threads() if todo.threads > 1 else 1
         choice.load(kernel_name(self.batch.dtype), lambda: sweep.on_team(double))
         memory = (
             scratch("registers", threads * self._registers, np.float64),
