@@ -24,20 +24,23 @@ SCALE, COUPLED, BETA, TAU, KAPPA, BUFFER, AMOUNT = range(7, 14)
 NUMBERS = 14
 
 
+@njit(inline="always", **OPTIONS)
+def _adam(g, m, v, k):
+    """One element's moments and u, where ``fresh < 1/2``."""
+    m_new = m + k[FRESH] * (g - m)
+    v_new = k[KEEP2] * v + k[FRESH2] * g * g
+    return m_new, v_new, m_new / (np.sqrt(v_new) * k[ROOT] + k[FLOOR])
+
+
 @njit(**OPTIONS)
 def adam(g, m, v, u, n, k):
     """``m <- b1 m + (1-b1) g``, ``v <- b2 v + (1-b2) g^2``, ``u = m / (sqrt(v) root + floor)``."""
-    fresh, keep2, fresh2, root, floor = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR]
     # As torch's lerp: from the nearer end.
-    if fresh < 0.5:
+    if k[FRESH] < 0.5:
         for i in range(n):
-            m_i = m[i] + fresh * (g[i] - m[i])
-            v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
-            m[i] = m_i
-            v[i] = v_i
-            u[i] = m_i / (np.sqrt(v_i) * root + floor)
+            m[i], v[i], u[i] = _adam(g[i], m[i], v[i], k)
     else:
-        keep1 = k[KEEP1]
+        keep1, keep2, fresh2, root, floor = k[KEEP1], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR]
         for i in range(n):
             m_i = g[i] - (g[i] - m[i]) * keep1
             v_i = keep2 * v[i] + fresh2 * g[i] * g[i]
@@ -52,15 +55,10 @@ def adam(g, m, v, u, n, k):
 @njit(**OPTIONS)
 def adam_moved(g, m, v, p, n, k, shrinks):
     """The same of ``scale g``, and the move of a recipe that reads no sums, in one loop."""
-    fresh, keep2, fresh2, root, floor, scale = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[SCALE]
-    beta, tau = k[BETA], k[TAU]
+    scale, beta, tau = k[SCALE], k[BETA], k[TAU]
     for i in range(n):
-        g_i = g[i] * scale
-        m_i = m[i] + fresh * (g_i - m[i])
-        v_i = keep2 * v[i] + fresh2 * g_i * g_i
-        m[i] = m_i
-        v[i] = v_i
-        s_i = m_i / (np.sqrt(v_i) * root + floor) * beta
+        m[i], v[i], u_i = _adam(g[i] * scale, m[i], v[i], k)
+        s_i = u_i * beta
         if shrinks:
             s_i += p[i] * tau
         p[i] -= s_i
@@ -69,15 +67,11 @@ def adam_moved(g, m, v, p, n, k, shrinks):
 @njit(**OPTIONS)
 def adam_beside(g, m, v, p, u, n, k):
     """:func:`adam` of ``scale g`` and, behind its roots and quotients, ``<p,u>``."""
-    fresh, keep2, fresh2, root, floor, scale = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[SCALE]
+    scale = k[SCALE]
     pu = g.dtype.type(0)
     for i in range(n):
         g_i = g[i] * scale
-        m_i = m[i] + fresh * (g_i - m[i])
-        v_i = keep2 * v[i] + fresh2 * g_i * g_i
-        m[i] = m_i
-        v[i] = v_i
-        u_i = m_i / (np.sqrt(v_i) * root + floor)
+        m[i], v[i], u_i = _adam(g_i, m[i], v[i], k)
         u[i] = u_i
         pu = added(pu, p[i] * u_i)
     return np.float64(pu)
@@ -86,17 +80,12 @@ def adam_beside(g, m, v, p, u, n, k):
 @njit(**OPTIONS)
 def adam_held(g, m, v, p, a, n, k, anchors):
     """:func:`adam_moved` beside an anchor, no decay to zero; and ``<d,d>``, ``<g,d>``, ``<u,d>``, ``<u,u>``."""
-    fresh, keep2, fresh2, root, floor, scale = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[SCALE]
-    beta, kappa = k[BETA], k[KAPPA]
+    scale, beta, kappa = k[SCALE], k[BETA], k[KAPPA]
     dd = g.dtype.type(0)
     gd, du, uu = dd, dd, dd
     for i in range(n):
         g_i = g[i] * scale
-        m_i = m[i] + fresh * (g_i - m[i])
-        v_i = keep2 * v[i] + fresh2 * g_i * g_i
-        m[i] = m_i
-        v[i] = v_i
-        u_i = m_i / (np.sqrt(v_i) * root + floor)
+        m[i], v[i], u_i = _adam(g_i, m[i], v[i], k)
         d_i = p[i] - a[i]
         dd = added(dd, d_i * d_i)
         gd = added(gd, g_i * d_i)
@@ -112,16 +101,12 @@ def adam_held(g, m, v, p, a, n, k, anchors):
 @njit(**OPTIONS)
 def adam_among(g, m, v, p, u, n, k):
     """:func:`adam` of ``scale g``, and all six products of g, p and u: gg, gp, gu, pp, pu, uu."""
-    fresh, keep2, fresh2, root, floor, scale = k[FRESH], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR], k[SCALE]
+    scale = k[SCALE]
     gg = g.dtype.type(0)
     gp, gu, pp, pu, uu = gg, gg, gg, gg, gg
     for i in range(n):
         g_i = g[i] * scale
-        m_i = m[i] + fresh * (g_i - m[i])
-        v_i = keep2 * v[i] + fresh2 * g_i * g_i
-        m[i] = m_i
-        v[i] = v_i
-        u_i = m_i / (np.sqrt(v_i) * root + floor)
+        m[i], v[i], u_i = _adam(g_i, m[i], v[i], k)
         u[i] = u_i
         gg = added(gg, g_i * g_i)
         gp = added(gp, g_i * p[i])

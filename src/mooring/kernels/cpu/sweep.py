@@ -389,8 +389,6 @@ def _block_size(what, how, k):
         return SUMMED if how[WEIGHTS] == SAME and how[COUPLES] == 0 and k[SCALE] == 1 else BLOCK
     if what & SUMS:
         return BLOCK
-    if how[LOOP] == STRAIGHT and what & EARLY:
-        return PIECE
     if how[LOOP] in (HELD, AMONG) and how[ANCHOR] == SAME:
         return SUMMED
     return BLOCK
@@ -433,7 +431,7 @@ def _block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, kept
     u = view(kept if kept != 0 else scratch + 8 * size, n, like)
     fresh = stage == 0
     # Whether the one loop that follows scales and couples the gradient by itself.
-    alone = how[LOOP] != SEVERAL and not what & (SQUARES | SUMS) and (what & EARLY or how[LOOP] != STRAIGHT)
+    alone = how[LOOP] in (HELD, AMONG) and not what & (SQUARES | SUMS)
     g, seen = p, p
     if fresh or (kept == 0 and (nesterov or bare)):
         g = load(table[t, G], e, n, stored, like, scratch + size)
@@ -465,12 +463,6 @@ def _block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, kept
                 sums[0] += maximum_to_be(x, v, seen, n, k)
             else:
                 sums[0] += total(v, n)
-            return
-        if fresh and how[LOOP] == STRAIGHT and alone:
-            if kind == ADAM:
-                adam_moved(g, m, v, p, n, k, how[TAUS])
-            else:
-                momentum_moved(g, m, p, n, k, how[COUPLES], how[TAUS])
             return
         if fresh and how[LOOP] == HELD:
             dd, gd, du, uu = adam_held(g, m, v, p, a, n, k, how[KAPPAS])
@@ -672,6 +664,15 @@ HEADER = (
 """What :func:`on_team` is given: an address and two lengths of each, the second being 1 for arrays of one dimension."""
 
 
+_SLOTS, _REGISTERS, _WORK, _KEPT = (HEADER.index(name) for name in ("slots", "registers", "work", "kept"))
+
+
+@njit(**OPTIONS)
+def _of_slot(header, i, slot, item):
+    """Where a thread's own row of an array begins."""
+    return header[3 * i] + slot * header[3 * i + 2] * item
+
+
 @njit(inline="always", **OPTIONS)  # what returns an array must not be called
 def _ints(header, i):
     return matrix(header[3 * i], header[3 * i + 1], header[3 * i + 2], _INTS)
@@ -716,10 +717,11 @@ def on_team(double: bool, sources: int = made_of()) -> Any:
             _reals(h, 11), _list(h, 12), _reals(h, 13), _reals(h, 14), _reals(h, 15),
         )  # fmt: skip
         rules = Rules(_ints(h, 16), _list(h, 17), _list(h, 18), _list(h, 19), _list(h, 20), _ints(h, 21), _ints(h, 22))
-        slot = counted(h[69])
-        item, rows = like.itemsize, h[74] // max(rules.wide.shape[0] + SPARE, 1)
-        registers = matrix(h[72] + slot * h[74] * 8, rules.wide.shape[0] + SPARE, rows, _REALS)
-        work, kept = view(h[75] + slot * h[77] * item, h[77], like), view(h[78] + slot * h[80] * item, h[80], like)
+        slot = counted(h[3 * _SLOTS])
+        item, count = like.itemsize, rules.wide.shape[0] + SPARE
+        registers = matrix(_of_slot(h, _REGISTERS, slot, 8), count, h[3 * _REGISTERS + 2] // count, _REALS)
+        work = view(_of_slot(h, _WORK, slot, item), SCRATCH, like)
+        kept = view(_of_slot(h, _KEPT, slot, item), PIECE, like)
         own = Own(registers, like, work, kept)
         k = view(address_of(work) + _NUMBERS * item, NUMBERS, like)
         sums = view(address_of(work) + (_NUMBERS + 2 * NUMBERS) * item, b.partial.shape[1], _REALS)
@@ -737,7 +739,9 @@ def on_team(double: bool, sources: int = made_of()) -> Any:
                         t = units[unit, 0]
                         for i in range(NUMBERS):
                             k[i] = b.numbers[t, i]
-                        if b.how[LOOP] == SEEN and not what & (SQUARES | SUMS):
+                        if b.how[LOOP] == STRAIGHT and what & EARLY:
+                            _straight(t, units[unit, 1], units[unit, 2], k, b, like)
+                        elif b.how[LOOP] == SEEN and not what & (SQUARES | SUMS):
                             _see(what, t, units[unit, 1], units[unit, 2], k, b, rules, own)
                         else:
                             _walk(what, t, units[unit, 1], units[unit, 2], k, sums, b, rules, own)

@@ -1,7 +1,7 @@
 """Work shared among torch's threads or our own, as many as torch uses.
 
 Not Numba's: its layers are fixed when the first kernel runs, abort a process that enters them from two threads, or do
-not survive a fork. The kernels hold no Python lock, so plain threads serve, and torch's own pool is left alone.
+not survive a fork. The kernels hold no Python lock, so plain threads serve where torch's cannot be had.
 """
 
 from __future__ import annotations
