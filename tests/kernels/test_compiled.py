@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import mooring as mo
 from mooring.kernels import choice
-from mooring.kernels.cpu import schedule, sweep, threads
+from mooring.kernels.cpu import schedule, tables, threads
 from mooring.step import compiled
 from mooring.step.tape import NotTaped
 from tests.optim.problems import backward, make_net
@@ -198,7 +198,7 @@ def test_what_is_needed_of_the_direction_follows_from_the_gradient(
         ends.append(params)
         if backend == "numba":
             [batch] = optimizer._plan.batches
-            assert batch.compiled._needs.tolist() == [sweep.NOTHING, sweep.OWN_ROW, sweep.EVERYTHING]
+            assert batch.compiled._needs.tolist() == [tables.NOTHING, tables.OWN_ROW, tables.EVERYTHING]
     assert distance(*ends) <= 2e-6
 
 

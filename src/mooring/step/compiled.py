@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mooring.kernels import choice, random
-from mooring.kernels.cpu import blocks, many, scalars, sweep
+from mooring.kernels.cpu import blocks, many, scalars, sweep, tables
 from mooring.kernels.cpu.memory import BFLOAT16, FLOAT16, SAME
 from mooring.kernels.cpu.program import CODE, COPY, SPARE, SUM, Program
 from mooring.kernels.cpu.schedule import CHUNK, Cut, Schedule
-from mooring.kernels.cpu.sweep import APPLY, DECIDE, EARLY, EVERYTHING, FORESEE, LOOK, OBSERVE, REDUCE, SEEN
+from mooring.kernels.cpu.tables import APPLY, DECIDE, EARLY, EVERYTHING, FORESEE, LOOK, OBSERVE, REDUCE, SEEN
 from mooring.kernels.cpu.threads import scratch, together
 from mooring.step.move import Move
 from mooring.step.shards import like_shard
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _STORED = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 _KINDS = {"adam": blocks.ADAM, "momentum": blocks.MOMENTUM, "adai": blocks.ADAI}
-_ROUNDINGS = {"nearest": sweep.NEAREST, "stochastic": sweep.STOCHASTIC, "kahan": sweep.KAHAN}
+_ROUNDINGS = {"nearest": tables.NEAREST, "stochastic": tables.STOCHASTIC, "kahan": tables.KAHAN}
 _LETTERS = "gpud"
 _OF_MOMENTS = ("fresh", "keep2", "fresh2", "root", "floor", "keep1", "share")
 """The numbers that the moments make, in the order in which ``kernels/cpu/blocks.py`` has them."""
@@ -86,13 +86,13 @@ class Compiled:
         self.batch = batch
         self.like = np.empty(1, np.float64 if batch.dtype == torch.float64 else np.float32)
         tensors = len(batch.params)
-        self.table = np.zeros((tensors, sweep.COLUMNS), np.int64)
+        self.table = np.zeros((tensors, tables.COLUMNS), np.int64)
         self.numbers = np.zeros((tensors, blocks.NUMBERS))
         self.how = self._settings()
         self.cut = Cut(*batch.layout.counts_and_lengths)
         slices, products, pieces = batch.layout.slices, len(batch.entries), len(self.cut.pieces)
         self.coefficients = np.zeros((4, slices))
-        self.pairs = _all_products(batch.entries) if self.how[sweep.LOOP] == sweep.AMONG else _products(batch.entries)
+        self.pairs = _all_products(batch.entries) if self.how[tables.LOOP] == tables.AMONG else _products(batch.entries)
         self.entries, self.partial = np.zeros((products, slices)), np.zeros((pieces, products))
         self._sums = np.zeros((1, slices)), np.zeros((pieces, 1))
         self.taped = self._tape()
@@ -120,43 +120,43 @@ class Compiled:
 
     def _settings(self) -> np.ndarray:
         batch, group = self.batch, self.batch.group
-        how = np.zeros(sweep.SETTINGS, np.int64)
-        how[sweep.WEIGHTS] = _STORED.get(batch.owners[0].dtype, SAME)
-        how[sweep.MOMENTS] = BFLOAT16 if _narrow_moments(batch) else SAME
-        how[sweep.ROUNDING] = _ROUNDINGS[group.get("rounding", "nearest")] if how[sweep.WEIGHTS] != SAME else 0
-        how[sweep.KIND] = _KINDS[batch.moments.compiled]
-        for at, on in zip((sweep.AMSGRAD, sweep.NESTEROV, sweep.PLAIN), batch.moments.compiled_options(group)):
+        how = np.zeros(tables.SETTINGS, np.int64)
+        how[tables.WEIGHTS] = _STORED.get(batch.owners[0].dtype, SAME)
+        how[tables.MOMENTS] = BFLOAT16 if _narrow_moments(batch) else SAME
+        how[tables.ROUNDING] = _ROUNDINGS[group.get("rounding", "nearest")] if how[tables.WEIGHTS] != SAME else 0
+        how[tables.KIND] = _KINDS[batch.moments.compiled]
+        for at, on in zip((tables.AMSGRAD, tables.NESTEROV, tables.PLAIN), batch.moments.compiled_options(group)):
             how[at] = on
         couples = "".join(rule.couples for rule in batch.rules)
-        how[sweep.COUPLES] = {"": 0, "p": 1, "d": 2}[couples]
+        how[tables.COUPLES] = {"": 0, "p": 1, "d": 2}[couples]
         moved = "".join(rule.writes for rule in batch.rules)
-        how[sweep.TAUS] = "p" in moved
-        how[sweep.KAPPAS] = "d" in moved
-        how[sweep.OFFSETS] = batch.anchored
-        how[sweep.BUFFERS] = any(rule.rewrites(group) for rule in batch.rules)
-        how[sweep.LOOP] = self._loop(how)
-        how[sweep.ANCHOR] = sweep.ZERO if group.get("anchor") == "zero" else SAME
+        how[tables.TAUS] = "p" in moved
+        how[tables.KAPPAS] = "d" in moved
+        how[tables.OFFSETS] = batch.anchored
+        how[tables.BUFFERS] = any(rule.rewrites(group) for rule in batch.rules)
+        how[tables.LOOP] = self._loop(how)
+        how[tables.ANCHOR] = tables.ZERO if group.get("anchor") == "zero" else SAME
         return how
 
     def _loop(self, how: np.ndarray) -> int:
         """Whether one loop can do all that a block needs."""
         batch = self.batch
-        own_types = how[sweep.WEIGHTS] == SAME and how[sweep.MOMENTS] == SAME
-        rare = any(how[at] for at in (sweep.AMSGRAD, sweep.NESTEROV, sweep.PLAIN, sweep.BUFFERS))
-        if not own_types or rare or how[sweep.KIND] == blocks.ADAI:
-            return sweep.SEVERAL
-        adam = how[sweep.KIND] == blocks.ADAM
-        if adam and (how[sweep.COUPLES] or batch.group["betas"][0] <= 0.5):  # torch's lerp is another formula then
-            return sweep.SEVERAL
-        rest = sweep.AMONG if adam and batch.entries else sweep.SEVERAL
-        if not how[sweep.OFFSETS]:
-            return {(): sweep.STRAIGHT, ("gg", "gp", "pp", "pu"): SEEN}.get(batch.entries, rest)
+        own_types = how[tables.WEIGHTS] == SAME and how[tables.MOMENTS] == SAME
+        rare = any(how[at] for at in (tables.AMSGRAD, tables.NESTEROV, tables.PLAIN, tables.BUFFERS))
+        if not own_types or rare or how[tables.KIND] == blocks.ADAI:
+            return tables.SEVERAL
+        adam = how[tables.KIND] == blocks.ADAM
+        if adam and (how[tables.COUPLES] or batch.group["betas"][0] <= 0.5):  # torch's lerp is another formula then
+            return tables.SEVERAL
+        rest = tables.AMONG if adam and batch.entries else tables.SEVERAL
+        if not how[tables.OFFSETS]:
+            return {(): tables.STRAIGHT, ("gg", "gp", "pp", "pu"): SEEN}.get(batch.entries, rest)
         if batch.group.get("anchor") == "zero":
-            return sweep.SEVERAL
+            return tables.SEVERAL
         if not self._moves_early(how):
             return rest
-        held = adam and batch.entries == ("dd", "gd", "ud", "uu") and not how[sweep.TAUS]
-        return sweep.HELD if held else sweep.SEVERAL
+        held = adam and batch.entries == ("dd", "gd", "ud", "uu") and not how[tables.TAUS]
+        return tables.HELD if held else tables.SEVERAL
 
     def _tape(self) -> Taped | None:
         batch = self.batch
@@ -170,9 +170,9 @@ class Compiled:
     def _moves_early(self, how: np.ndarray) -> bool:
         """Whether only a last contraction depends on inner products: everything before it can move at once."""
         batch = self.batch
-        if not batch.rules or not batch.rules[-1].contracts or not batch.layout.one_each or how[sweep.BUFFERS]:
+        if not batch.rules or not batch.rules[-1].contracts or not batch.layout.one_each or how[tables.BUFFERS]:
             return False
-        exact = how[sweep.WEIGHTS] == SAME or how[sweep.ROUNDING] == sweep.KAHAN
+        exact = how[tables.WEIGHTS] == SAME or how[tables.ROUNDING] == tables.KAHAN
         return batch.blind_rules == len(batch.rules) - 1 and exact
 
     def _set_program(self) -> None:
@@ -182,8 +182,10 @@ class Compiled:
         if self.early:
             outputs[:4] = -1
         wires = np.array(program.entries, np.int64)
-        self.rules = sweep.Rules(program.steps, program.wide, wires, self._ports, outputs, program.late, program.by_row)
-        foresees = self.how[sweep.LOOP] == SEEN and len(program.late) > 0
+        self.rules = tables.Rules(
+            program.steps, program.wide, wires, self._ports, outputs, program.late, program.by_row
+        )
+        foresees = self.how[tables.LOOP] == SEEN and len(program.late) > 0
         self._foresees = FORESEE if foresees else 0
         self._needs = np.full(len(batch.params), EVERYTHING)
         self._registers = (len(program.wide) + SPARE) * self.cut.most_slices
@@ -208,16 +210,16 @@ class Compiled:
         if batch.sharded or weights != self._weights:
             batch.look_up()
             self._weights, self._state = weights, []  # how the weights lie decides how the state has to
-            self.table[:, sweep.P] = [p.data_ptr() for p in batch.params]
+            self.table[:, tables.P] = [p.data_ptr() for p in batch.params]
             self._contiguous = all(p.is_contiguous() for p in batch.params)
         if batch.sharded or self._state_lies() != self._state:
             for column, name in self._columns:
                 self._put(column, [s[name] for s in batch.states], name)
             self._state = [] if batch.sharded else self._state_lies()
-        if self.how[sweep.OFFSETS] and self.how[sweep.ANCHOR] != sweep.ZERO:
+        if self.how[tables.OFFSETS] and self.how[tables.ANCHOR] != tables.ZERO:
             anchors = batch.stored_anchors()
-            self.how[sweep.ANCHOR] = _STORED.get(anchors[0].dtype, SAME)
-            self._put(sweep.A, anchors, None)
+            self.how[tables.ANCHOR] = _STORED.get(anchors[0].dtype, SAME)
+            self._put(tables.A, anchors, None)
         return self._count()
 
     def _state_lies(self) -> list[int]:
@@ -277,20 +279,20 @@ class Compiled:
 
     def forget(self) -> None:
         """Forget the gradients of a step: the next one's may lie elsewhere, and the host may want their memory."""
-        self._held.pop(sweep.G, None)
+        self._held.pop(tables.G, None)
 
     def _gradients(self) -> None:
         batch = self.batch
-        if sweep.G not in self._held:
+        if tables.G not in self._held:
             gradients = batch.stored_gradients()
             dtype = batch.params[0].dtype
             if {g.dtype for g in gradients} != {dtype}:
                 gradients = [g.to(dtype) for g in gradients]
-            self._put(sweep.G, gradients, None)
+            self._put(tables.G, gradients, None)
         factor = 1.0 if batch.factor is None else float(batch.factor)
         # The factor is rounded to the compute type, as a gradient that is multiplied in torch sees it.
         self.numbers[:, blocks.SCALE] = -factor if batch.group.get("maximize", False) else factor
-        if self.how[sweep.COUPLES]:
+        if self.how[tables.COUPLES]:
             self.numbers[:, blocks.COUPLED] = batch.option("weight_decay").numpy()
 
     def squares(self, coupled: bool) -> Tensor:
@@ -300,18 +302,18 @@ class Compiled:
             coupled: of the gradient that the moments see.
         """
         self._gradients()
-        couples = self.how[sweep.COUPLES]
-        self.how[sweep.COUPLES] = couples if coupled else 0
+        couples = self.how[tables.COUPLES]
+        self.how[tables.COUPLES] = couples if coupled else 0
         try:
-            return self._sum(sweep.SQUARES)
+            return self._sum(tables.SQUARES)
         finally:
-            self.how[sweep.COUPLES] = couples
+            self.how[tables.COUPLES] = couples
 
     def maximum_sums(self) -> Tensor:
         """Each tensor's sum of the running maximum of the second moment as it will be after the step, (T,) float64."""
         self._gradients()
         self._fill_numbers()
-        return self._sum(sweep.SUMS)
+        return self._sum(tables.SUMS)
 
     def _sum(self, what: int) -> Tensor:
         slices, partial = self._sums
@@ -350,10 +352,10 @@ class Compiled:
         self._fill_inputs()
         if self.early:
             self._set(move)
-        if self.how[sweep.MOMENTS] != SAME:
+        if self.how[tables.MOMENTS] != SAME:
             self._keep_by_wave()
         self._run("step")
-        self.table[:, sweep.U] = 0
+        self.table[:, tables.U] = 0
         assert self.taped is not None
         for i, name in enumerate(self.program.flags):
             self.batch.raise_flag(name, torch.from_numpy(self._flags[:-1, i] != 0))
@@ -363,7 +365,7 @@ class Compiled:
         sizes = [self.cut.elements(tensors) for tensors in self.cut.waves]
         kept = scratch("kept by wave", max((int(n.sum()) for n in sizes), default=0), self.like.dtype)
         for tensors, n in zip(self.cut.waves, sizes):
-            self.table[tensors[:, 0], sweep.U] = kept.ctypes.data + (np.cumsum(n) - n) * kept.itemsize
+            self.table[tensors[:, 0], tables.U] = kept.ctypes.data + (np.cumsum(n) - n) * kept.itemsize
 
     def observe(self, move: Move, kept: bool) -> dict[str, Tensor]:
         """Update the moments and form the inner products, where rules are evaluated in torch; this process's part.
@@ -378,9 +380,9 @@ class Compiled:
         self._observed = kept or bool(self.batch.entries)
         if not self._observed:
             return {}
-        if kept or self.how[sweep.MOMENTS] != SAME:  # from moments that have been rounded it cannot be formed again
+        if kept or self.how[tables.MOMENTS] != SAME:  # from moments that have been rounded it cannot be formed again
             self._kept = [torch.empty_like(p, dtype=self.batch.dtype) for p in self.batch.params]
-            self.table[:, sweep.U] = [x.data_ptr() for x in self._kept]
+            self.table[:, tables.U] = [x.data_ptr() for x in self._kept]
         if self.early:
             self._set(move)
         self._run("observe")
@@ -390,7 +392,7 @@ class Compiled:
         """The update direction of every tensor, as :meth:`observe` kept it."""
         group, moments = self.batch.group, self.batch.moments
         _, nesterov, bare = moments.compiled_options(group)
-        if moments.compiled == "momentum" and not nesterov and not bare and self.how[sweep.MOMENTS] == SAME:
+        if moments.compiled == "momentum" and not nesterov and not bare and self.how[tables.MOMENTS] == SAME:
             return [b.clone() for b in self.batch.state("momentum_buffer")]
         return self._kept
 
@@ -406,7 +408,7 @@ class Compiled:
         else:
             self._set(move)
             self._run("apply")
-        self.table[:, sweep.U], self._kept = 0, []
+        self.table[:, tables.U], self._kept = 0, []
 
     def _set(self, move: Move) -> None:
         for at, c in enumerate((move.beta, move.tau, move.kappa, move.buffer)):
@@ -421,15 +423,15 @@ class Compiled:
     def _draw(self) -> None:
         """Random bits for what is rounded in this step: keys of them, where elements lie one after the other."""
         batch = self.batch
-        rounded = {sweep.DRAWN_P: "weight"} if self.how[sweep.ROUNDING] == sweep.STOCHASTIC else {}
-        if self.how[sweep.MOMENTS] != SAME:
+        rounded = {tables.DRAWN_P: "weight"} if self.how[tables.ROUNDING] == tables.STOCHASTIC else {}
+        if self.how[tables.MOMENTS] != SAME:
             names = [name for name in batch.moments.state_names(batch.group) if name not in batch.moments.always_wide]
-            rounded.update(zip((sweep.DRAWN_M, sweep.DRAWN_V, sweep.DRAWN_X), names))
+            rounded.update(zip((tables.DRAWN_M, tables.DRAWN_V, tables.DRAWN_X), names))
         if not rounded:
             return
         for column, purpose in rounded.items():
             if self._firsts is not None and self._contiguous:
-                self.table[:, sweep.FIRST] = self._firsts
+                self.table[:, tables.FIRST] = self._firsts
                 self.table[:, column] = 0
                 keys = np.array(batch.bits_keys(purpose), np.uint64)
                 self.table[:, column + 1 : column + 3] = many.streams(many.after(keys, self._positions))
@@ -455,8 +457,8 @@ class Compiled:
         choice.load(kernel_name(self.batch.dtype), lambda: sweep.on_team(double))
         memory = (
             scratch("registers", threads * self._registers, np.float64),
-            scratch("blocks", threads * sweep.SCRATCH, self.like.dtype),
-            scratch("kept", threads * sweep.PIECE, self.like.dtype),
+            scratch("blocks", threads * tables.SCRATCH, self.like.dtype),
+            scratch("kept", threads * tables.PIECE, self.like.dtype),
         )
         registers = memory[0][: threads * self._registers].reshape(threads, len(self.program.wide) + SPARE, -1)
         registers[:, self._constants, 0] = self._values
@@ -471,19 +473,19 @@ class Compiled:
     def _header(
         self, todo: Schedule, memory: Sequence[np.ndarray], counters: np.ndarray, others: Mapping[str, np.ndarray]
     ) -> np.ndarray:
-        """Where everything lies that the kernel works with; see sweep.py. None of it is ever allocated anew."""
+        """Where everything lies that the kernel works with; see tables.py. None of it is ever allocated anew."""
         registers, work, kept = memory
         threads = counters.shape[1] // 8 - 1
-        tables = {
+        named = {
             "pieces": self.cut.pieces, "table": self.table, "how": self.how, "numbers": self.numbers,
             "pairs": self.pairs, "partial": self.partial, "entries": self.entries, "coefficients": self.coefficients,
             "needs": self._needs, "known": self._known, "inputs": self._inputs, "flags": self._flags,
             "stages": todo.stages, "claims": todo.claims, "counters": counters[1:], "units": todo.units,
             "slots": counters[0], "registers": registers[: threads * self._registers].reshape(threads, -1),
-            "work": work.reshape(-1, sweep.SCRATCH), "kept": kept.reshape(-1, sweep.PIECE),
+            "work": work.reshape(-1, tables.SCRATCH), "kept": kept.reshape(-1, tables.PIECE),
             **self.rules._asdict(), **others,
         }  # fmt: skip
-        arrays = [tables[name] for name in sweep.HEADER]
+        arrays = [named[name] for name in tables.HEADER]
         assert all(x.flags.c_contiguous for x in arrays)
         return np.array([(x.ctypes.data, *x.shape, 1)[:3] for x in arrays], np.int64)
 
@@ -491,12 +493,12 @@ class Compiled:
         """The stages of one run over the batch.
 
         ``"straight"``: moments and move, no sums. ``"step"``: the whole step with rules on a tape. ``"observe"`` and
-        ``"apply"``: what comes before and after rules in torch. ``"sums N"``: sums over tensors, N in sweep.py's code.
+        ``"apply"``: what comes before and after rules in torch. ``"sums N"``: sums over tensors, N being a code.
         """
         cut, out = self.cut, Schedule(self.cut)
         chunks = cut.chunks(cut.tensors)
         # What is formed first where the loop is SEEN is, without a forecast, formed beside the rest.
-        observe = OBSERVE | self.early | (LOOK if self.how[sweep.LOOP] == SEEN else 0)
+        observe = OBSERVE | self.early | (LOOK if self.how[tables.LOOP] == SEEN else 0)
         if what == "straight":
             return out.add(OBSERVE | EARLY, chunks)
         if what == "observe":
@@ -527,9 +529,9 @@ def _all_products(entries: Sequence[str]) -> np.ndarray:
 def _columns(batch: Batch, how: np.ndarray) -> list[tuple[int, str]]:
     """The state that the kernels read, by the column of the table that its addresses go into."""
     moments = batch.moments
-    places = zip(moments.state_names({**batch.group, "amsgrad": True}), (sweep.M, sweep.V, sweep.X))
+    places = zip(moments.state_names({**batch.group, "amsgrad": True}), (tables.M, tables.V, tables.X))
     kept = moments.state_names(batch.group)
-    rest = [(sweep.REST, "compensation")] if how[sweep.ROUNDING] == sweep.KAHAN else []
+    rest = [(tables.REST, "compensation")] if how[tables.ROUNDING] == tables.KAHAN else []
     return [(column, name) for name, column in places if name in kept] + rest
 
 

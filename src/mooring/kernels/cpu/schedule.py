@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from mooring.kernels.cpu.sweep import PIECE
+from mooring.kernels.cpu.tables import PIECE
 
 WHOLE = 1 << 15
 """Up to so many elements, a tensor is observed, decided and moved by one thread, in whose cache it stays meanwhile."""
@@ -97,7 +97,7 @@ class Schedule:
         """A stage.
 
         Args:
-            what: see sweep.py.
+            what: see tables.py.
             units: (units, 3).
             claim: the cost of what a thread takes at a time, in elements.
         """
