@@ -174,7 +174,7 @@ with os.fdopen(read, "rb") as pipe:
 os.waitpid(child, 0)
 assert data[-1] == 1, "the child compiled a kernel that its parent had not loaded"
 assert data[:-1] == random.fill(torch.empty(1000), 7, "normal").numpy().tobytes()
-assert choice._loaded == {STEP, "noise"}
+assert choice._loaded == {STEP, "jobs"}
 """
 
 

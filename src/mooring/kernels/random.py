@@ -104,7 +104,7 @@ def fill(
     if out.dtype == torch.float64:
         return out.copy_(fill(torch.empty_like(out, dtype=torch.float32), seed, law, whole, offset, backend))
     starts, run = runs(tuple(out.shape), whole, offset)
-    if choice.serves(out.device, "noise", backend):
+    if choice.serves(out.device, "jobs", backend):
         from mooring.kernels.cpu import many
 
         many.draw([out], [seed], law, [(starts, run)])
@@ -138,7 +138,7 @@ def fill_all(
         backend: as in :func:`fill`.
     """
     fits = [out.dtype in (torch.float32, torch.int32) and out.is_contiguous() and out.numel() > 0 for out in outs]
-    if all(fits) and all(choice.serves(device, "noise", backend) for device in {out.device for out in outs}):
+    if all(fits) and all(choice.serves(device, "jobs", backend) for device in {out.device for out in outs}):
         from mooring.kernels.cpu import many
 
         many.draw(outs, seeds, law, [runs(tuple(out.shape), *place) for out, place in zip(outs, places)])

@@ -51,7 +51,7 @@ def shake(pairs: list[Pair], law: str, noise: Callable[[Member], tuple[int, floa
             firsts[id(pair[0])] = first
         return first is not None
 
-    lists, left = sorted_out(pairs, "noise", is_a_run)
+    lists, left = sorted_out(pairs, "jobs", is_a_run)
     for served in lists:
         drawn = [(member, saved, *noise(member)) for member, saved in served]
         drawn = [entry for entry in drawn if entry[3] != 0]
@@ -72,7 +72,7 @@ def squares(pairs: list[Pair], kind: str, eta: Callable[[Member], float]) -> dic
         kind: ``"plain"``: the gradient; ``"adaptive"``: times |weight| + eta.
         eta: for a parameter; below 0 where its direction is the gradient all the same.
     """
-    lists, _ = sorted_out(pairs, "ascent", _has_gradient)
+    lists, _ = sorted_out(pairs, "jobs", _has_gradient)
     places = {id(member): i for i, (member, _) in enumerate(pairs)}
     found: dict[int, Tensor] = {}
     for served in lists:
@@ -95,7 +95,7 @@ def climb(pairs: list[Pair], kind: str, numbers: Callable[[Member], tuple[float,
     Returns:
         What is left to do.
     """
-    lists, left = sorted_out(pairs, "ascent", _has_gradient)
+    lists, left = sorted_out(pairs, "jobs", _has_gradient)
     for served in lists:
         from mooring.kernels.cpu import many
 

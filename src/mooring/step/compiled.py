@@ -142,11 +142,14 @@ class Compiled:
         """Whether one loop can do all that a block needs."""
         batch = self.batch
         own_types = how[tables.WEIGHTS] == SAME and how[tables.MOMENTS] == SAME
+        brain = how[tables.WEIGHTS] == BFLOAT16 and how[tables.MOMENTS] == SAME
         rare = any(how[at] for at in (tables.AMSGRAD, tables.NESTEROV, tables.PLAIN, tables.BUFFERS))
-        if not own_types or rare or how[tables.KIND] == blocks.ADAI:
+        adam, adai = how[tables.KIND] == blocks.ADAM, how[tables.KIND] == blocks.ADAI
+        if rare or (adam and (how[tables.COUPLES] or batch.group["betas"][0] <= 0.5)):  # torch's lerp is another then
             return tables.SEVERAL
-        adam = how[tables.KIND] == blocks.ADAM
-        if adam and (how[tables.COUPLES] or batch.group["betas"][0] <= 0.5):  # torch's lerp is another formula then
+        if (adam and brain) or (adai and own_types):
+            return tables.SEVERAL if batch.entries or how[tables.OFFSETS] else tables.STRAIGHT
+        if not own_types:
             return tables.SEVERAL
         rest = tables.AMONG if adam and batch.entries else tables.SEVERAL
         if not how[tables.OFFSETS]:

@@ -27,6 +27,7 @@ from mooring.kernels.cpu.blocks import (
     adam_held,
     ahead,
     contract,
+    coupled_squares,
     difference,
     divided,
     dot,
@@ -39,6 +40,7 @@ from mooring.kernels.cpu.blocks import (
     products_with,
     projected,
     scaled,
+    squares,
     total,
 )
 from mooring.kernels.cpu.memory import OPTIONS, SAME, join, load, store, store_compensated, store_stochastic, view
@@ -85,10 +87,10 @@ _WORDS = np.empty(1, np.uint64)
 
 
 @njit(**OPTIONS)
-def block_size(what, how, k):
+def block_size(what, how):
     """How many elements are worked on at a time: few where scratch has to stay in the first cache."""
     if what & SQUARES:
-        return SUMMED if how[WEIGHTS] == SAME and how[COUPLES] == 0 and k[SCALE] == 1 else BLOCK
+        return SUMMED if how[WEIGHTS] == SAME and how[COUPLES] != 2 else BLOCK
     if what & SUMS:
         return BLOCK
     if how[LOOP] in (HELD, AMONG) and how[ANCHOR] == SAME:
@@ -102,12 +104,11 @@ def any_block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, k
     size = BLOCK * like.itemsize
     stored = how[WEIGHTS]
     if what & SQUARES and how[COUPLES] == 0:  # asked before the step has begun: nothing but gradients is in the table
-        g = load(table[t, G], e, n, stored, like, scratch + size)
-        if k[SCALE] != 1:
-            out = view(scratch + size, n, like)
-            scaled(g, out, n, k[SCALE])
-            g = out
-        sums[0] += dot(g, g, n)
+        sums[0] += squares(load(table[t, G], e, n, stored, like, scratch + size), n, k[SCALE])
+        return
+    if what & SQUARES and how[COUPLES] == 1 and stored == SAME:
+        p, g = view(table[t, P] + e * like.itemsize, n, like), view(table[t, G] + e * like.itemsize, n, like)
+        sums[0] += coupled_squares(g, p, n, k)
         return
     if how[ROUNDING] == KAHAN:
         p = join(table[t, P], table[t, REST], e, n, stored, like, scratch)

@@ -8,7 +8,15 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from mooring.kernels.cpu.memory import OPTIONS, added
+from mooring.kernels.cpu.memory import (
+    OPTIONS,
+    added,
+    compensated_brain,
+    joined_brain,
+    nearest_brain,
+    stochastic_brain,
+    widen_brain,
+)
 
 ADAM, MOMENTUM, ADAI = 0, 1, 2
 """Kinds of moments."""
@@ -52,16 +60,44 @@ def adam(g, m, v, u, n, k):
 # A condition that is the same for all elements may stand inside a loop: the compiler takes it out or makes it a choice.
 
 
+@njit(inline="always", **OPTIONS)
+def _adam_moved(g, m, v, p, k, shrinks):
+    m_new, v_new, u = _adam(g * k[SCALE], m, v, k)
+    s = u * k[BETA]
+    if shrinks:
+        s += p * k[TAU]
+    return m_new, v_new, p - s
+
+
 @njit(**OPTIONS)
 def adam_moved(g, m, v, p, n, k, shrinks):
     """The same of ``scale g``, and the move of a recipe that reads no sums, in one loop."""
-    scale, beta, tau = k[SCALE], k[BETA], k[TAU]
     for i in range(n):
-        m[i], v[i], u_i = _adam(g[i] * scale, m[i], v[i], k)
-        s_i = u_i * beta
-        if shrinks:
-            s_i += p[i] * tau
-        p[i] -= s_i
+        m[i], v[i], p[i] = _adam_moved(g[i], m[i], v[i], p[i], k, shrinks)
+
+
+@njit(**OPTIONS)
+def adam_nearest(g, m, v, p, n, k, shrinks):
+    """The same where g and p are bfloat16, given as their bits, rounded to nearest."""
+    for i in range(n):
+        m[i], v[i], p_i = _adam_moved(widen_brain(g[i]), m[i], v[i], widen_brain(p[i]), k, shrinks)
+        p[i] = nearest_brain(p_i)
+
+
+@njit(**OPTIONS)
+def adam_stochastic(g, m, v, p, drawn, n, k, shrinks):
+    """The same with stochastic rounding; ``drawn``: sixteen random bits each."""
+    for i in range(n):
+        m[i], v[i], p_i = _adam_moved(widen_brain(g[i]), m[i], v[i], widen_brain(p[i]), k, shrinks)
+        p[i] = stochastic_brain(p_i, drawn[i])
+
+
+@njit(**OPTIONS)
+def adam_compensated(g, m, v, p, rest, n, k, shrinks):
+    """The same with Kahan compensation in ``rest``."""
+    for i in range(n):
+        m[i], v[i], p_i = _adam_moved(widen_brain(g[i]), m[i], v[i], joined_brain(p[i], rest[i]), k, shrinks)
+        p[i], rest[i] = compensated_brain(p_i)
 
 
 @njit(**OPTIONS)
@@ -213,20 +249,39 @@ def momentum_beside(g, b, p, n, k, couples):
     return np.float64(pb)
 
 
+@njit(inline="always", **OPTIONS)
+def _adai(g, m, v, product, k):
+    """One element's moments, and ``1 - q``."""
+    one = k[KEEP1]
+    v_new = k[KEEP2] * v + k[FRESH2] * g * g
+    fresh = v_new * k[SHARE] * k[ROOT]
+    fresh = k[FLOOR] if fresh < k[FLOOR] else fresh
+    fresh = one if fresh > one else fresh
+    q_new = product * (one - fresh)
+    away = g - m
+    m_new = m + fresh * away if fresh < k.dtype.type(0.5) else g - away * (one - fresh)
+    return m_new, v_new, q_new, one - q_new
+
+
 @njit(**OPTIONS)
 def adai(g, m, v, product, n, k):
     """Adaptive inertia: ``fresh = clip(share v, floor, 1)``, ``q <- q (1-fresh)``, ``m`` toward g by ``fresh``."""
-    keep2, fresh2, share, floor, mean = k[KEEP2], k[FRESH2], k[SHARE], k[FLOOR], k[ROOT]
-    one = k[KEEP1]
-    half = v.dtype.type(0.5)
     for i in range(n):
-        v[i] = keep2 * v[i] + fresh2 * g[i] * g[i]
-        fresh = v[i] * share * mean
-        fresh = floor if fresh < floor else fresh
-        fresh = one if fresh > one else fresh
-        product[i] *= one - fresh
-        away = g[i] - m[i]
-        m[i] = m[i] + fresh * away if fresh < half else g[i] - away * (one - fresh)
+        m[i], v[i], product[i], _ = _adai(g[i], m[i], v[i], product[i], k)
+
+
+@njit(**OPTIONS)
+def adai_moved(g, m, v, product, p, n, k, couples, shrinks):
+    """The same of ``scale g``, plus ``coupled p`` where it ``couples``, and the move, in one loop."""
+    for i in range(n):
+        g_i = g[i] * k[SCALE]
+        if couples:
+            g_i = p[i] * k[COUPLED] + g_i
+        m[i], v[i], product[i], rest = _adai(g_i, m[i], v[i], product[i], k)
+        s_i = m[i] / rest * k[BETA]
+        if shrinks:
+            s_i += p[i] * k[TAU]
+        p[i] -= s_i
 
 
 @njit(**OPTIONS)
@@ -306,6 +361,27 @@ def dot(a, b, n):
     sum_ = a.dtype.type(0)
     for i in range(n):
         sum_ = added(sum_, a[i] * b[i])
+    return np.float64(sum_)
+
+
+@njit(**OPTIONS)
+def squares(g, n, scale):
+    """The sum of squares of ``scale g``."""
+    sum_ = g.dtype.type(0)
+    for i in range(n):
+        g_i = g[i] * scale
+        sum_ = added(sum_, g_i * g_i)
+    return np.float64(sum_)
+
+
+@njit(**OPTIONS)
+def coupled_squares(g, p, n, k):
+    """The sum of squares of ``scale g + coupled p``, as the two would be formed in memory."""
+    scale, coupled = k[SCALE], k[COUPLED]
+    sum_ = g.dtype.type(0)
+    for i in range(n):
+        g_i = p[i] * coupled + g[i] * scale
+        sum_ = added(sum_, g_i * g_i)
     return np.float64(sum_)
 
 

@@ -2,46 +2,65 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit
 
 from mooring.kernels.cpu.blocks import (
     ADAM,
     BETA,
+    BLOCK,
     BUFFER,
     KAPPA,
+    MOMENTUM,
     SCALE,
     SUMMED,
     TAU,
+    adai_moved,
     adam_beside,
+    adam_compensated,
     adam_direction,
     adam_moved,
+    adam_nearest,
+    adam_stochastic,
     looked,
     momentum_beside,
     momentum_moved,
     move,
 )
 from mooring.kernels.cpu.decide import add_pieces, decide_rows, decide_tensor, foresee_tensor
-from mooring.kernels.cpu.memory import OPTIONS, address_of, view
+from mooring.kernels.cpu.memory import OPTIONS, SAME, SHORTS, WORDS, address_of, view
+from mooring.kernels.cpu.noise import short_bits
 from mooring.kernels.cpu.tables import (
     APPLY,
     COUPLES,
     DECIDE,
+    DRAWN_P,
     EVERYTHING,
+    FIRST,
     FORESEE,
+    KAHAN,
     KIND,
     LOOK,
+    NEAREST,
     NOTHING,
     OBSERVE,
     OWN_ROW,
     PU,
     REDUCE,
+    REST,
+    ROUNDING,
     TAUS,
+    WEIGHTS,
     G,
     M,
     P,
     U,
     V,
+    X,
 )
+
+_INTEGERS = np.empty(1, np.int32)
+_LONGS = np.empty(1, np.uint64)
 
 
 @njit(**OPTIONS)
@@ -73,7 +92,7 @@ def see_tensor(what, t, begin, end, k, b, rules, own):
         b.needs[t] = foresee_tensor(t, begin, end, b, rules, own.registers)
     if what & OBSERVE:
         if b.needs[t] == NOTHING:
-            straight(t, begin, end, k, b, own.like)
+            straight(t, begin, end, k, b, own)
         elif b.needs[t] == OWN_ROW:
             place = place_for_u(t, begin, end, OBSERVE, b, own)
             _beside(t, begin, end, k, b, own, place)
@@ -107,16 +126,51 @@ def _look(t, begin, end, k, b, like):
 
 
 @njit(**OPTIONS)
-def straight(t, begin, end, k, b, like):
+def straight(t, begin, end, k, b, own):
     """Moments and the move in one loop."""
     for piece in range(begin, end):
         e, n = b.pieces[piece, 2], b.pieces[piece, 3]
         take_coefficients(b, piece, k)
-        g, m, p = _part(t, G, e, n, b, like), _part(t, M, e, n, b, like), _part(t, P, e, n, b, like)
-        if b.how[KIND] == ADAM:
-            adam_moved(g, m, _part(t, V, e, n, b, like), p, n, k, b.how[TAUS])
-        else:
+        if b.how[WEIGHTS] != SAME:
+            _straight_brain(t, e, n, k, b, own)
+            continue
+        g, m, p = _part(t, G, e, n, b, own.like), _part(t, M, e, n, b, own.like), _part(t, P, e, n, b, own.like)
+        if b.how[KIND] == MOMENTUM:
             momentum_moved(g, m, p, n, k, b.how[COUPLES], b.how[TAUS])
+        elif b.how[KIND] == ADAM:
+            adam_moved(g, m, _part(t, V, e, n, b, own.like), p, n, k, b.how[TAUS])
+        else:
+            v, product = _part(t, V, e, n, b, own.like), _part(t, X, e, n, b, own.like)
+            adai_moved(g, m, v, product, p, n, k, b.how[COUPLES], b.how[TAUS])
+
+
+@njit(**OPTIONS)
+def _straight_brain(t, e, n, k, b, own):
+    """The same of bfloat16."""
+    m, v = _part(t, M, e, n, b, own.like), _part(t, V, e, n, b, own.like)
+    g, p = view(b.table[t, G] + 2 * e, n, WORDS), view(b.table[t, P] + 2 * e, n, WORDS)
+    if b.how[ROUNDING] == NEAREST:
+        adam_nearest(g, m, v, p, n, k, b.how[TAUS])
+    elif b.how[ROUNDING] == KAHAN:
+        adam_compensated(g, m, v, p, view(b.table[t, REST] + 2 * e, n, SHORTS), n, k, b.how[TAUS])
+    else:
+        for first in range(0, n, BLOCK):
+            count = min(BLOCK, n - first)
+            drawn = _drawn(t, e + first, count, b, own)
+            adam_stochastic(g[first:], m[first:], v[first:], p[first:], drawn, count, k, b.how[TAUS])
+
+
+@njit(inline="always", **OPTIONS)  # what returns an array must not be called
+def _drawn(t, e, n, b, own):
+    """Sixteen random bits for each of some weights."""
+    scratch = address_of(own.work)
+    if b.table[t, DRAWN_P] == 0:
+        one, two = np.uint64(b.table[t, DRAWN_P + 1]), np.uint64(b.table[t, DRAWN_P + 2])
+        return short_bits(view(scratch, BLOCK // 4 + 2, _LONGS), b.table[t, FIRST] + e, n, one, two)
+    given, out = view(b.table[t, DRAWN_P] + 4 * e, n, _INTEGERS), view(scratch, n, WORDS)
+    for i in range(n):
+        out[i] = given[i]
+    return out
 
 
 @njit(**OPTIONS)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mooring.kernels import choice, random
-from mooring.kernels.cpu import ascent, noise
+from mooring.kernels.cpu import ascent, jobs, noise
 from mooring.kernels.cpu.memory import BFLOAT16, FLOAT16, SAME
-from mooring.kernels.cpu.threads import share
+from mooring.kernels.cpu.tables import PIECE
+from mooring.kernels.cpu.threads import scratch, together
 
 _STORED = {torch.float32: SAME, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
-_PIECE = 1 << 16
-"""Elements that one thread takes in one go, and that are summed in one."""
+_COUNTS = {jobs.NOISE: noise.COUNT, jobs.ASCENT: ascent.COUNT}
 
 
 def draw(outs: Sequence[Tensor], seeds: Sequence[int], law: str, runs: Sequence[tuple[Tensor, int]]) -> None:
@@ -30,15 +30,15 @@ def draw(outs: Sequence[Tensor], seeds: Sequence[int], law: str, runs: Sequence[
     if not outs:
         return
     counts = [len(starts) for starts, _ in runs]
-    jobs = np.zeros((sum(counts), 6), np.int64)
+    table = np.zeros((sum(counts), 6), np.int64)
     lengths = np.repeat([run for _, run in runs], counts)
-    within = np.arange(len(jobs)) - np.repeat(np.cumsum(counts) - counts, counts)
-    jobs[:, noise.OUT] = np.repeat([x.data_ptr() for x in outs], counts) + within * lengths * 4
-    jobs[:, noise.FIRST] = torch.cat([starts for starts, _ in runs]).numpy()
-    jobs[:, noise.COUNT] = lengths
-    jobs[:, noise.KEY1 :] = np.repeat(_keys(seeds), counts, axis=0)
-    _, jobs = _cut(jobs, noise.COUNT, {noise.OUT: 4, noise.FIRST: 1})
-    _walk(jobs, np.ones(len(jobs), np.float32), law, SAME)
+    within = np.arange(len(table)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table[:, noise.OUT] = np.repeat([x.data_ptr() for x in outs], counts) + within * lengths * 4
+    table[:, noise.FIRST] = torch.cat([starts for starts, _ in runs]).numpy()
+    table[:, noise.COUNT] = lengths
+    table[:, noise.KEY1 :] = np.repeat(_keys(seeds), counts, axis=0)
+    _, table = _cut(table, noise.COUNT, {noise.OUT: 4, noise.FIRST: 1})
+    _take(jobs.NOISE, noise.LAWS[law], SAME, table, np.ones((len(table), 4), np.float32))
 
 
 def shake(
@@ -59,15 +59,16 @@ def shake(
         scales: the standard deviation of each, rounded to float32.
         law: the noise's.
     """
-    jobs = np.zeros((len(places), 6), np.int64)
-    jobs[:, noise.OUT] = [x.data_ptr() for x in places]
-    jobs[:, noise.SAVED] = [x.data_ptr() for x in saved]
-    jobs[:, noise.FIRST] = firsts
-    jobs[:, noise.COUNT] = [x.numel() for x in places]
-    jobs[:, noise.KEY1 :] = _keys(seeds)
+    table = np.zeros((len(places), 6), np.int64)
+    table[:, noise.OUT] = [x.data_ptr() for x in places]
+    table[:, noise.SAVED] = [x.data_ptr() for x in saved]
+    table[:, noise.FIRST] = firsts
+    table[:, noise.COUNT] = [x.numel() for x in places]
+    table[:, noise.KEY1 :] = _keys(seeds)
     item = places[0].element_size()
-    which, jobs = _cut(jobs, noise.COUNT, {noise.OUT: item, noise.SAVED: item, noise.FIRST: 1})
-    _walk(jobs, np.array(scales, np.float32)[which], law, _STORED[places[0].dtype])
+    which, table = _cut(table, noise.COUNT, {noise.OUT: item, noise.SAVED: item, noise.FIRST: 1})
+    numbers = np.repeat(np.array(scales, np.float32)[which, None], 4, axis=1)
+    _take(jobs.NOISE, noise.LAWS[law], _STORED[places[0].dtype], table, numbers)
 
 
 def squares(saved: Sequence[Tensor], gradients: Sequence[Tensor], kind: str, etas: Sequence[float]) -> Tensor:
@@ -79,12 +80,12 @@ def squares(saved: Sequence[Tensor], gradients: Sequence[Tensor], kind: str, eta
         kind: a key of ``ascent.KINDS``.
         etas: of the adaptive direction; below 0 for the gradient itself.
     """
-    jobs = _directions([0] * len(saved), saved, gradients)
+    table = _directions([0] * len(saved), saved, gradients)
     item = saved[0].element_size()
-    which, jobs = _cut(jobs, ascent.COUNT, {ascent.SAVED: item, ascent.GRADIENT: item})
+    which, table = _cut(table, ascent.COUNT, {ascent.SAVED: item, ascent.GRADIENT: item})
     numbers = np.zeros((len(saved), 4), np.float32)
     numbers[:, ascent.ETA] = etas
-    sums = _climb(jobs, numbers[which], kind, _STORED[saved[0].dtype])
+    sums = _take(jobs.ASCENT, ascent.KINDS[kind], _STORED[saved[0].dtype], table, numbers[which])
     return torch.from_numpy(np.add.reduceat(sums, np.searchsorted(which, np.arange(len(saved)))))
 
 
@@ -104,19 +105,19 @@ def climb(
         kind: a key of ``ascent.KINDS``.
         numbers: per tensor: the factor, eta, what is added and what is divided by.
     """
-    jobs = _directions([x.data_ptr() for x in places], saved, gradients)
+    table = _directions([x.data_ptr() for x in places], saved, gradients)
     item = saved[0].element_size()
-    which, jobs = _cut(jobs, ascent.COUNT, {ascent.OUT: item, ascent.SAVED: item, ascent.GRADIENT: item})
-    _climb(jobs, np.array(numbers, np.float32)[which], kind, _STORED[saved[0].dtype])
+    which, table = _cut(table, ascent.COUNT, {ascent.OUT: item, ascent.SAVED: item, ascent.GRADIENT: item})
+    _take(jobs.ASCENT, ascent.KINDS[kind], _STORED[saved[0].dtype], table, np.array(numbers, np.float32)[which])
 
 
 def _directions(places: list[int], saved: Sequence[Tensor], gradients: Sequence[Tensor]) -> np.ndarray:
-    jobs = np.zeros((len(saved), 4), np.int64)
-    jobs[:, ascent.OUT] = places
-    jobs[:, ascent.SAVED] = [x.data_ptr() for x in saved]
-    jobs[:, ascent.GRADIENT] = [x.data_ptr() for x in gradients]
-    jobs[:, ascent.COUNT] = [x.numel() for x in saved]
-    return jobs
+    table = np.zeros((len(saved), 4), np.int64)
+    table[:, ascent.OUT] = places
+    table[:, ascent.SAVED] = [x.data_ptr() for x in saved]
+    table[:, ascent.GRADIENT] = [x.data_ptr() for x in gradients]
+    table[:, ascent.COUNT] = [x.numel() for x in saved]
+    return table
 
 
 def _keys(seeds: Sequence[int]) -> np.ndarray:
@@ -141,48 +142,54 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _cut(jobs: np.ndarray, count: int, steps: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Cut jobs into some of at most _PIECE elements.
+def _cut(table: np.ndarray, count: int, steps: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Cut jobs into some of at most PIECE elements.
 
     Args:
-        jobs: a table.
+        table: of jobs.
         count: its column of elements.
         steps: by column, what each element adds to it.
 
     Returns:
         Which job each new one was a part of, and the new ones.
     """
-    each = -(-jobs[:, count] // _PIECE)
-    which = np.repeat(np.arange(len(jobs)), each)
-    part = (np.arange(len(which)) - np.repeat(np.cumsum(each) - each, each)) * _PIECE
-    cut = jobs[which]
+    each = -(-table[:, count] // PIECE)
+    which = np.repeat(np.arange(len(table)), each)
+    part = (np.arange(len(which)) - np.repeat(np.cumsum(each) - each, each)) * PIECE
+    cut = table[which]
     for column, step in steps.items():
         cut[:, column] += part * step
-    cut[:, count] = np.minimum(_PIECE, cut[:, count] - part)
+    cut[:, count] = np.minimum(PIECE, cut[:, count] - part)
     return which, cut
 
 
-def _walk(jobs: np.ndarray, scales: np.ndarray, law: str, stored: int) -> None:
-    def work(begin: int, end: int) -> None:
-        noise.walk(jobs, scales, noise.LAWS[law], stored, begin, end)
+def _take(what: int, kind: int, stored: int, table: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Let threads take jobs, small ones together until they have PIECE elements.
 
-    choice.load("noise", lambda: work(0, 0))
-    _share(work, jobs[:, noise.COUNT])
+    Args:
+        what: see jobs.py.
+        kind: a law, or a direction.
+        stored: how weights are.
+        table: the jobs.
+        numbers: (jobs, 4) float32.
 
-
-def _climb(jobs: np.ndarray, numbers: np.ndarray, kind: str, stored: int) -> np.ndarray:
-    sums = np.zeros(len(jobs))
-
-    def work(begin: int, end: int) -> None:
-        ascent.climb(jobs, numbers, ascent.KINDS[kind], stored, sums, begin, end)
-
-    choice.load("ascent", lambda: work(0, 0))
-    _share(work, jobs[:, ascent.COUNT])
+    Returns:
+        Their sums, (jobs,) float64.
+    """
+    counts = table[:, _COUNTS[what]]
+    filled = np.cumsum(counts) // PIECE
+    claims = np.concatenate([[0], np.flatnonzero(np.diff(filled)) + 1, np.full(1, len(table))]).astype(np.int64)
+    # All of torch's threads or none: a smaller team would end the others.
+    threads = torch.get_num_threads() if len(claims) > 2 else 1
+    claims = np.append(claims, np.full(threads, len(table)))  # each thread comes once more, and finds nothing
+    sums, turns, work = np.zeros(len(table)), np.zeros(2, np.int64), scratch("jobs", threads * jobs.WORK, np.float32)
+    at = {
+        "what": what, "kind": kind, "stored": stored, "jobs": table.ctypes.data, "count": len(table),
+        "columns": table.shape[1], "numbers": numbers.ctypes.data, "sums": sums.ctypes.data,
+        "claims": claims.ctypes.data, "slot": turns.ctypes.data, "next": turns.ctypes.data + 8,
+        "work": work.ctypes.data,
+    }  # fmt: skip
+    header = np.array([at[name] for name in jobs.HEADER], np.int64)
+    choice.load("jobs", jobs.on_team)
+    together(jobs.on_team(), header.ctypes.data, threads)
     return sums
-
-
-def _share(work: Callable[[int, int], None], counts: np.ndarray) -> None:
-    """Let threads take jobs, small ones together until they have _PIECE elements."""
-    filled = np.cumsum(counts) // _PIECE
-    ends = np.append(np.flatnonzero(np.diff(filled)) + 1, len(counts))
-    share(work, list(zip(np.append(0, ends[:-1]).tolist(), ends.tolist())))

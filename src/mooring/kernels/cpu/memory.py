@@ -22,9 +22,9 @@ OPTIONS: dict[str, Any] = {**ENTRY, "_nrt": False}
 SAME, BFLOAT16, FLOAT16 = 0, 1, 2
 """How elements are stored: in the compute type, or narrower and widened to it."""
 
-_WORDS = np.empty(1, np.uint16)
+WORDS = np.empty(1, np.uint16)
 _INTEGERS = np.empty(1, np.int32)
-_SHORTS = np.empty(1, np.int16)
+SHORTS = np.empty(1, np.int16)
 _HALF_MIN_NORMAL_EXPONENT = -14
 _HALF_DIGITS = 10
 
@@ -87,6 +87,26 @@ def widen_brain(typingctx: Any, bits: Any) -> Any:
 
 
 @intrinsic
+def bits_of(typingctx: Any, x: Any) -> Any:
+    """A float32's bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def number_of(typingctx: Any, bits: Any) -> Any:
+    """The float32 that has these bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+@intrinsic
 def narrow_half(typingctx: Any, x: Any) -> Any:
     """float32 rounded to the nearest float16, ties to even, as its bits."""
 
@@ -125,7 +145,7 @@ def load(address, first, n, stored, like, scratch):
     """``n`` elements from ``first`` on, in the compute type: the memory itself, or widened into ``scratch``."""
     if stored == SAME:
         return view(address + first * like.itemsize, n, like)
-    words = view(address + 2 * first, n, _WORDS)
+    words = view(address + 2 * first, n, WORDS)
     out = view(scratch, n, like)
     if stored == BFLOAT16:
         for i in range(n):
@@ -136,17 +156,64 @@ def load(address, first, n, stored, like, scratch):
     return out
 
 
+# One element into bfloat16, the upper half of float32; see ``kernels/rounding.py``. Numba's integers grow to 64 bits
+# with every operation, so each is cast back.
+_I, _U = np.int32, np.uint32
+_EXPONENT, _HALF, _UPPER = _I(0x7F800000), _I(0x8000), _I(-0x10000)
+_NAN = np.uint16(0x7FC0)
+
+
+@njit(inline="always", **OPTIONS)
+def upper(bits):
+    """The bfloat16 that is the upper half of a float32's bits."""
+    return np.uint16(_U(bits) >> _U(16))
+
+
+@njit(inline="always", **OPTIONS)
+def nearest_brain(x):
+    """Rounded to nearest, ties to even."""
+    bits = bits_of(x)
+    rounded = _I(bits + _I(0x7FFF) + (_I(bits >> _I(16)) & _I(1)))
+    return upper(rounded) if x == x else _NAN
+
+
+@njit(inline="always", **OPTIONS)
+def stochastic_brain(x, drawn):
+    """Rounded up with the probability that keeps the mean; ``drawn``: sixteen random bits."""
+    bits = bits_of(x)
+    finite = (bits & _EXPONENT) != _EXPONENT
+    rounded = upper(_I(bits + _I(drawn)) if finite else bits)
+    return rounded if x == x else _NAN
+
+
+@njit(inline="always", **OPTIONS)
+def joined_brain(word, rest):
+    """The float32 that a number and its compensation are together."""
+    bits = bits_of(widen_brain(word))
+    finite = (bits & _EXPONENT) != _EXPONENT
+    return number_of(_I(bits + _I(rest)) if finite else bits)
+
+
+@njit(inline="always", **OPTIONS)
+def compensated_brain(x):
+    """A number and what it cannot hold."""
+    bits = bits_of(x)
+    finite = (bits & _EXPONENT) != _EXPONENT
+    nearest = _I(_I(bits + _HALF) & _UPPER) if finite else bits
+    return upper(nearest) if x == x else _NAN, np.int16(_I(bits - nearest))
+
+
 @njit(inline="always", **OPTIONS)  # what returns an array must not be called
 def join(address, rest, first, n, stored, like, scratch):
     """The float32 weights that a narrow weight and its compensation are together; see ``kernels/rounding.py``."""
     out = load(address, first, n, stored, like, scratch)
-    shorts = view(rest + 2 * first, n, _SHORTS)
-    whole = view(scratch, n, _INTEGERS)
+    shorts = view(rest + 2 * first, n, SHORTS)
     if stored == BFLOAT16:
+        words = view(address + 2 * first, n, WORDS)
         for i in range(n):
-            if np.isfinite(out[i]):
-                whole[i] += np.int32(shorts[i])
+            out[i] = joined_brain(words[i], shorts[i])
     else:
+        whole = view(scratch, n, _INTEGERS)
         for i in range(n):
             if np.isfinite(out[i]):
                 out[i] += np.float32(shorts[i]) * (_half_unit(whole[i]) / np.float32(65536))
@@ -156,37 +223,28 @@ def join(address, rest, first, n, stored, like, scratch):
 @njit(**OPTIONS)
 def store(address, first, n, stored, values):
     """Round to nearest, ties to even."""
-    words = view(address + 2 * first, n, _WORDS)
-    if stored == FLOAT16:
+    words = view(address + 2 * first, n, WORDS)
+    if stored == BFLOAT16:
+        for i in range(n):
+            words[i] = nearest_brain(np.float32(values[i]))
+    else:
         for i in range(n):
             words[i] = narrow_half(values[i])
-        return
-    whole = view(address_of(values), n, _INTEGERS)
-    for i in range(n):
-        x = np.uint32(whole[i])
-        rounded = np.uint16((x + np.uint32(0x7FFF) + ((x >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-        words[i] = np.uint16(0x7FC0) if np.isnan(values[i]) else rounded
 
 
 @njit(**OPTIONS)
 def store_stochastic(address, bits, first, n, stored, values):
     """Round up with the probability that keeps the mean; ``bits``: where theirs lie. See ``kernels/rounding.py``."""
-    words = view(address + 2 * first, n, _WORDS)
+    words = view(address + 2 * first, n, WORDS)
     drawn = view(bits, n, _INTEGERS)
-    whole = view(address_of(values), n, _INTEGERS)
     if stored == BFLOAT16:
         for i in range(n):
-            if np.isfinite(values[i]):
-                words[i] = np.uint16(np.uint32(whole[i] + drawn[i]) >> np.uint32(16))
-            elif np.isnan(values[i]):
-                words[i] = np.uint16(0x7FC0)
-            else:
-                words[i] = np.uint16(np.uint32(whole[i]) >> np.uint32(16))
+            words[i] = stochastic_brain(np.float32(values[i]), drawn[i])
         return
     for i in range(n):
         x = np.float32(values[i])
         if np.isfinite(x):
-            unit = _half_unit(whole[i])
+            unit = _half_unit(bits_of(x))
             scaled = x / unit
             below = np.floor(scaled)
             if np.float32(drawn[i]) / np.float32(65536) < scaled - below:
@@ -198,18 +256,11 @@ def store_stochastic(address, bits, first, n, stored, values):
 @njit(**OPTIONS)
 def store_compensated(address, rest, first, n, stored, values):
     """Write a narrow number and what it cannot hold; see ``kernels/rounding.py``."""
-    words = view(address + 2 * first, n, _WORDS)
-    shorts = view(rest + 2 * first, n, _SHORTS)
-    whole = view(address_of(values), n, _INTEGERS)
+    words = view(address + 2 * first, n, WORDS)
+    shorts = view(rest + 2 * first, n, SHORTS)
     if stored == BFLOAT16:
         for i in range(n):
-            if np.isfinite(values[i]):
-                upper = np.int32((np.int64(whole[i]) + 32768) & np.int64(-65536))
-                words[i] = np.uint16(np.uint32(upper) >> np.uint32(16))
-                shorts[i] = np.int16(whole[i] - upper)
-            else:
-                words[i] = np.uint16(0x7FC0) if np.isnan(values[i]) else np.uint16(np.uint32(whole[i]) >> np.uint32(16))
-                shorts[i] = np.int16(0)
+            words[i], shorts[i] = compensated_brain(np.float32(values[i]))
         return
     for i in range(n):
         x = np.float32(values[i])

@@ -44,7 +44,7 @@ _STEP = np.empty(1, np.float32)
 @njit(**OPTIONS)
 def _walk(what, t, begin, end, k, sums, b, rules, own):
     """Go over some pieces of a tensor, block by block."""
-    size, item, products = block_size(what, b.how, k), own.like.itemsize, b.partial.shape[1]
+    size, item, products = block_size(what, b.how), own.like.itemsize, b.partial.shape[1]
     place = place_for_u(t, begin, end, what & OBSERVE and what & APPLY, b, own)
     for stage in range(2):
         if stage == 0 and not what & (OBSERVE | SQUARES | SUMS):
@@ -148,7 +148,7 @@ def on_team(double: bool, sources: int = made_of()) -> Any:
                         for i in range(NUMBERS):
                             k[i] = b.numbers[t, i]
                         if b.how[LOOP] == STRAIGHT and what & EARLY:
-                            straight(t, units[unit, 1], units[unit, 2], k, b, like)
+                            straight(t, units[unit, 1], units[unit, 2], k, b, own)
                         elif b.how[LOOP] == SEEN and not what & (SQUARES | SUMS):
                             see_tensor(what, t, units[unit, 1], units[unit, 2], k, b, rules, own)
                         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -34,27 +34,6 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)  # a forked process has none of its parent's threads
-
-
-def share(work: Callable[[int, int], Any], bounds: Sequence[tuple[int, int]]) -> None:
-    """Call ``work(first, last)`` for all bounds. Threads take them in order; which takes which changes no bit."""
-    threads = min(torch.get_num_threads(), len(bounds))
-    if threads <= 1:
-        for first, last in bounds:
-            work(first, last)
-        return
-    queue = iter(bounds)  # next() of a list's iterator is one operation of the interpreter
-
-    def take() -> None:
-        for first, last in queue:
-            work(first, last)
-
-    others = [_executor(threads - 1).submit(take) for _ in range(threads - 1)]
-    try:
-        take()
-    finally:
-        for other in others:
-            other.result()
 
 
 def together(function: Any, argument: int, threads: int) -> None:
