@@ -129,6 +129,8 @@ def variants() -> Iterator[Any]:
     for row in ROWS:
         yield pytest.param(row, {}, id=row.name)
     yield pytest.param(next(r for r in ROWS if r.name == "AdamP"), {"delta": 0.5}, id="AdamP, delta .5")
+    for rounding in ("stochastic", "kahan"):
+        yield pytest.param(next(r for r in ROWS if r.name == "AdamW"), {"rounding": rounding}, id=f"AdamW, {rounding}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -263,6 +265,21 @@ def test_rows_beside_channels_last_gradients_of_another_layout() -> None:
                 optimizer.step()
         ends.append(weight.detach())
     torch.testing.assert_close(*ends, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "kahan"])
+def test_narrow_weights_that_do_not_lie_row_by_row(rounding: str) -> None:
+    ends = []
+    for backend in ("numba", "eager"):
+        torch.manual_seed(1)
+        weight = nn.Parameter(torch.randn(6, 40, 5, 5).bfloat16().contiguous(memory_format=torch.channels_last))
+        weight.grad = torch.randn(6, 40, 5, 5).bfloat16()
+        with choice.use(backend):
+            optimizer = mo.AdamW([weight], rounding=rounding)
+            optimizer.step()
+            assert (optimizer._plan.batches[0].compiled is not None) == (backend == "numba")
+        ends.append(weight.detach())
+    assert_neighbours([(ends[0], ends[1])])
 
 
 @every_row
