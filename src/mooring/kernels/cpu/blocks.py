@@ -33,6 +33,12 @@ NUMBERS = 14
 
 
 @njit(inline="always", **OPTIONS)
+def _held(k):
+    """The numbers as values: in memory, a loop might write on them."""
+    return k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9], k[10], k[11], k[12], k[13]
+
+
+@njit(inline="always", **OPTIONS)
 def _adam(g, m, v, k):
     """One element's moments and u, where ``fresh < 1/2``."""
     m_new = m + k[FRESH] * (g - m)
@@ -44,9 +50,10 @@ def _adam(g, m, v, k):
 def adam(g, m, v, u, n, k):
     """``m <- b1 m + (1-b1) g``, ``v <- b2 v + (1-b2) g^2``, ``u = m / (sqrt(v) root + floor)``."""
     # As torch's lerp: from the nearer end.
+    c = _held(k)
     if k[FRESH] < 0.5:
         for i in range(n):
-            m[i], v[i], u[i] = _adam(g[i], m[i], v[i], k)
+            m[i], v[i], u[i] = _adam(g[i], m[i], v[i], c)
     else:
         keep1, keep2, fresh2, root, floor = k[KEEP1], k[KEEP2], k[FRESH2], k[ROOT], k[FLOOR]
         for i in range(n):
@@ -72,31 +79,35 @@ def _adam_moved(g, m, v, p, k, shrinks):
 @njit(**OPTIONS)
 def adam_moved(g, m, v, p, n, k, shrinks):
     """The same of ``scale g``, and the move of a recipe that reads no sums, in one loop."""
+    c = _held(k)
     for i in range(n):
-        m[i], v[i], p[i] = _adam_moved(g[i], m[i], v[i], p[i], k, shrinks)
+        m[i], v[i], p[i] = _adam_moved(g[i], m[i], v[i], p[i], c, shrinks)
 
 
 @njit(**OPTIONS)
 def adam_nearest(g, m, v, p, n, k, shrinks):
     """The same where g and p are bfloat16, given as their bits, rounded to nearest."""
+    c = _held(k)
     for i in range(n):
-        m[i], v[i], p_i = _adam_moved(widen_brain(g[i]), m[i], v[i], widen_brain(p[i]), k, shrinks)
+        m[i], v[i], p_i = _adam_moved(widen_brain(g[i]), m[i], v[i], widen_brain(p[i]), c, shrinks)
         p[i] = nearest_brain(p_i)
 
 
 @njit(**OPTIONS)
 def adam_stochastic(g, m, v, p, drawn, n, k, shrinks):
     """The same with stochastic rounding; ``drawn``: sixteen random bits each."""
+    c = _held(k)
     for i in range(n):
-        m[i], v[i], p_i = _adam_moved(widen_brain(g[i]), m[i], v[i], widen_brain(p[i]), k, shrinks)
+        m[i], v[i], p_i = _adam_moved(widen_brain(g[i]), m[i], v[i], widen_brain(p[i]), c, shrinks)
         p[i] = stochastic_brain(p_i, drawn[i])
 
 
 @njit(**OPTIONS)
 def adam_compensated(g, m, v, p, rest, n, k, shrinks):
     """The same with Kahan compensation in ``rest``."""
+    c = _held(k)
     for i in range(n):
-        m[i], v[i], p_i = _adam_moved(widen_brain(g[i]), m[i], v[i], joined_brain(p[i], rest[i]), k, shrinks)
+        m[i], v[i], p_i = _adam_moved(widen_brain(g[i]), m[i], v[i], joined_brain(p[i], rest[i]), c, shrinks)
         p[i], rest[i] = compensated_brain(p_i)
 
 
@@ -105,9 +116,10 @@ def adam_beside(g, m, v, p, u, n, k):
     """:func:`adam` of ``scale g`` and, behind its roots and quotients, ``<p,u>``."""
     scale = k[SCALE]
     pu = g.dtype.type(0)
+    c = _held(k)
     for i in range(n):
         g_i = g[i] * scale
-        m[i], v[i], u_i = _adam(g_i, m[i], v[i], k)
+        m[i], v[i], u_i = _adam(g_i, m[i], v[i], c)
         u[i] = u_i
         pu = added(pu, p[i] * u_i)
     return np.float64(pu)
@@ -119,9 +131,10 @@ def adam_held(g, m, v, p, a, n, k, anchors):
     scale, beta, kappa = k[SCALE], k[BETA], k[KAPPA]
     dd = g.dtype.type(0)
     gd, du, uu = dd, dd, dd
+    c = _held(k)
     for i in range(n):
         g_i = g[i] * scale
-        m[i], v[i], u_i = _adam(g_i, m[i], v[i], k)
+        m[i], v[i], u_i = _adam(g_i, m[i], v[i], c)
         d_i = p[i] - a[i]
         dd = added(dd, d_i * d_i)
         gd = added(gd, g_i * d_i)
@@ -140,9 +153,10 @@ def adam_among(g, m, v, p, u, n, k):
     scale = k[SCALE]
     gg = g.dtype.type(0)
     gp, gu, pp, pu, uu = gg, gg, gg, gg, gg
+    c = _held(k)
     for i in range(n):
         g_i = g[i] * scale
-        m[i], v[i], u_i = _adam(g_i, m[i], v[i], k)
+        m[i], v[i], u_i = _adam(g_i, m[i], v[i], c)
         u[i] = u_i
         gg = added(gg, g_i * g_i)
         gp = added(gp, g_i * p[i])
@@ -251,7 +265,7 @@ def momentum_beside(g, b, p, n, k, couples):
 
 @njit(inline="always", **OPTIONS)
 def _adai(g, m, v, product, k):
-    """One element's moments, and ``1 - q``."""
+    """One element's moments, and ``1 - q``; as torch's lerp, from the nearer end."""
     one = k[KEEP1]
     v_new = k[KEEP2] * v + k[FRESH2] * g * g
     fresh = v_new * k[SHARE] * k[ROOT]
@@ -259,28 +273,31 @@ def _adai(g, m, v, product, k):
     fresh = one if fresh > one else fresh
     q_new = product * (one - fresh)
     away = g - m
-    m_new = m + fresh * away if fresh < k.dtype.type(0.5) else g - away * (one - fresh)
+    m_new = m + fresh * away if fresh + fresh < one else g - away * (one - fresh)
     return m_new, v_new, q_new, one - q_new
 
 
 @njit(**OPTIONS)
 def adai(g, m, v, product, n, k):
     """Adaptive inertia: ``fresh = clip(share v, floor, 1)``, ``q <- q (1-fresh)``, ``m`` toward g by ``fresh``."""
+    c = _held(k)
     for i in range(n):
-        m[i], v[i], product[i], _ = _adai(g[i], m[i], v[i], product[i], k)
+        m[i], v[i], product[i], _ = _adai(g[i], m[i], v[i], product[i], c)
 
 
 @njit(**OPTIONS)
 def adai_moved(g, m, v, product, p, n, k, couples, shrinks):
     """The same of ``scale g``, plus ``coupled p`` where it ``couples``, and the move, in one loop."""
+    c = _held(k)
     for i in range(n):
-        g_i = g[i] * k[SCALE]
+        g_i = g[i] * c[SCALE]
         if couples:
-            g_i = p[i] * k[COUPLED] + g_i
-        m[i], v[i], product[i], rest = _adai(g_i, m[i], v[i], product[i], k)
-        s_i = m[i] / rest * k[BETA]
+            g_i = p[i] * c[COUPLED] + g_i
+        m_i, v[i], product[i], rest = _adai(g_i, m[i], v[i], product[i], c)
+        m[i] = m_i
+        s_i = m_i / rest * c[BETA]
         if shrinks:
-            s_i += p[i] * k[TAU]
+            s_i += p[i] * c[TAU]
         p[i] -= s_i
 
 
