@@ -23,6 +23,7 @@ from mooring.kernels.cpu.blocks import (
     adam,
     adam_again,
     adam_among,
+    adam_among_anchored,
     adam_direction,
     adam_held,
     ahead,
@@ -37,7 +38,6 @@ from mooring.kernels.cpu.blocks import (
     momentum,
     move,
     plus,
-    products_with,
     projected,
     scaled,
     squares,
@@ -181,9 +181,12 @@ def any_block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, k
             if not fresh:
                 adam_again(m, v, p, a, n, k, how[TAUS], how[KAPPAS])
                 return
-            _put(pairs, 0, adam_among(g, m, v, p, u, n, k), sums)
             if anchored:
-                _put(pairs, 6, products_with(g, p, u, a, n, k[SCALE]), sums)
+                _put(pairs, adam_among_anchored(g, m, v, p, a, n, k), sums)
+            else:
+                _put(pairs, adam_among(g, m, v, p, n, k), sums)
+            if kept != 0:  # somebody wants to look at it
+                adam_direction(m, v, u, n, k)
             return
         _direction(fresh, kind, nesterov, bare, seen, m, v, x, u, n, k, how[AMSGRAD])
         if is_buffer:
@@ -224,10 +227,10 @@ def any_block(what, stage, t, e, n, table, how, k, pairs, sums, like, scratch, k
 
 
 @njit(**OPTIONS)
-def _put(pairs, first, products, sums):
+def _put(pairs, products, sums):
     for i in range(len(products)):
-        if pairs[first + i, 3] >= 0:
-            sums[pairs[first + i, 3]] += products[i]
+        if pairs[i, 3] >= 0:
+            sums[pairs[i, 3]] += products[i]
 
 
 @njit(**OPTIONS)

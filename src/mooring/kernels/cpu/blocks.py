@@ -148,16 +148,14 @@ def adam_held(g, m, v, p, a, n, k, anchors):
 
 
 @njit(**OPTIONS)
-def adam_among(g, m, v, p, u, n, k):
+def adam_among(g, m, v, p, n, k):
     """:func:`adam` of ``scale g``, and all six products of g, p and u: gg, gp, gu, pp, pu, uu."""
-    scale = k[SCALE]
+    c = _held(k)
     gg = g.dtype.type(0)
     gp, gu, pp, pu, uu = gg, gg, gg, gg, gg
-    c = _held(k)
     for i in range(n):
-        g_i = g[i] * scale
+        g_i = g[i] * c[SCALE]
         m[i], v[i], u_i = _adam(g_i, m[i], v[i], c)
-        u[i] = u_i
         gg = added(gg, g_i * g_i)
         gp = added(gp, g_i * p[i])
         gu = added(gu, g_i * u_i)
@@ -168,17 +166,28 @@ def adam_among(g, m, v, p, u, n, k):
 
 
 @njit(**OPTIONS)
-def products_with(g, p, u, a, n, scale):
-    """With ``d = p - a``, the other four: gd, pd, ud, dd; of ``scale g``."""
-    gd = g.dtype.type(0)
-    pd, ud, dd = gd, gd, gd
+def adam_among_anchored(g, m, v, p, a, n, k):
+    """The same, and with ``d = p - a`` the other four: gd, pd, ud, dd."""
+    c = _held(k)
+    gg = g.dtype.type(0)
+    gp, gu, pp, pu, uu, gd, pd, ud, dd = gg, gg, gg, gg, gg, gg, gg, gg, gg
     for i in range(n):
+        g_i = g[i] * c[SCALE]
+        m[i], v[i], u_i = _adam(g_i, m[i], v[i], c)
         d_i = p[i] - a[i]
-        gd = added(gd, g[i] * scale * d_i)
+        gg = added(gg, g_i * g_i)
+        gp = added(gp, g_i * p[i])
+        gu = added(gu, g_i * u_i)
+        pp = added(pp, p[i] * p[i])
+        pu = added(pu, p[i] * u_i)
+        uu = added(uu, u_i * u_i)
+        gd = added(gd, g_i * d_i)
         pd = added(pd, p[i] * d_i)
-        ud = added(ud, u[i] * d_i)
+        ud = added(ud, u_i * d_i)
         dd = added(dd, d_i * d_i)
-    return np.float64(gd), np.float64(pd), np.float64(ud), np.float64(dd)
+    g_ = np.float64(gg), np.float64(gp), np.float64(gu)
+    p_ = np.float64(pp), np.float64(pu), np.float64(uu)
+    return (*g_, *p_, np.float64(gd), np.float64(pd), np.float64(ud), np.float64(dd))
 
 
 @njit(**OPTIONS)

@@ -16,6 +16,7 @@ from mooring.kernels.cpu.memory import ENTRY, OPTIONS, address_of, matrix, view
 from mooring.kernels.cpu.program import SPARE
 from mooring.kernels.cpu.sources import made_of
 from mooring.kernels.cpu.tables import (
+    AMONG,
     APPLY,
     DECIDE,
     EARLY,
@@ -45,7 +46,8 @@ _STEP = np.empty(1, np.float32)
 def _walk(what, t, begin, end, k, sums, b, rules, own):
     """Go over some pieces of a tensor, block by block."""
     size, item, products = block_size(what, b.how), own.like.itemsize, b.partial.shape[1]
-    place = place_for_u(t, begin, end, what & OBSERVE and what & APPLY, b, own)
+    # To form u once more in the loop that moves costs less than to keep it.
+    place = place_for_u(t, begin, end, what & OBSERVE and what & APPLY and b.how[LOOP] != AMONG, b, own)
     for stage in range(2):
         if stage == 0 and not what & (OBSERVE | SQUARES | SUMS):
             continue
