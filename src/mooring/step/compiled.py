@@ -191,6 +191,7 @@ class Compiled:
         foresees = self.how[tables.LOOP] == SEEN and len(program.late) > 0
         self._foresees = FORESEE if foresees else 0
         self._needs = np.full(len(batch.params), EVERYTHING)
+        self._expected = np.zeros(len(batch.params), np.int64)
         self._registers = (len(program.wide) + SPARE) * self.cut.most_slices
         self._constants = np.array([register for register, _ in program.constants], np.int64)
         self._values = np.array([value for _, value in program.constants])
@@ -482,7 +483,8 @@ class Compiled:
         named = {
             "pieces": self.cut.pieces, "table": self.table, "how": self.how, "numbers": self.numbers,
             "pairs": self.pairs, "partial": self.partial, "entries": self.entries, "coefficients": self.coefficients,
-            "needs": self._needs, "known": self._known, "inputs": self._inputs, "flags": self._flags,
+            "needs": self._needs, "expected": self._expected, "known": self._known, "inputs": self._inputs,
+            "flags": self._flags,
             "stages": todo.stages, "claims": todo.claims, "counters": counters[1:], "units": todo.units,
             "slots": counters[0], "registers": registers[: threads * self._registers].reshape(threads, -1),
             "work": work.reshape(-1, tables.SCRATCH), "kept": kept.reshape(-1, tables.PIECE),

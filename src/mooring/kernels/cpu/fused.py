@@ -22,6 +22,7 @@ from mooring.kernels.cpu.blocks import (
     adam_moved,
     adam_nearest,
     adam_stochastic,
+    copied,
     looked,
     momentum_beside,
     momentum_moved,
@@ -85,11 +86,20 @@ def take_coefficients(b, piece, k):
 @njit(**OPTIONS)
 def see_tensor(what, t, begin, end, k, b, rules, own):
     """One stage of a recipe that is decided by the sums of p and g, or needs <p,u> beside them."""
+    # A small tensor stays in the cache between its walks, so there a third one costs little.
+    apart = not what & OBSERVE
     if what & LOOK:
         _look(t, begin, end, k, b, own.like)
+        if apart and b.expected[t]:
+            _look_ahead(t, begin, end, k, b, own)
     if what & FORESEE:
         add_pieces(begin, end, b)
         b.needs[t] = foresee_tensor(t, begin, end, b, rules, own.registers)
+        if apart:
+            known, b.expected[t] = b.expected[t], b.needs[t] == EVERYTHING
+            if known and b.needs[t] != NOTHING:
+                decide_tensor(t, begin, end, b, rules, own.registers)
+                b.needs[t] = NOTHING
     if what & OBSERVE:
         if b.needs[t] == NOTHING:
             straight(t, begin, end, k, b, own)
@@ -123,6 +133,28 @@ def _look(t, begin, end, k, b, like):
             gp += y
             pp += z
         b.partial[piece, 0], b.partial[piece, 1], b.partial[piece, 2] = gg, gp, pp
+
+
+@njit(**OPTIONS)
+def _look_ahead(t, begin, end, k, b, own):
+    """<p,u> of moments as they will be. It works on copies, in the loop of :func:`_beside`: so the bits are the same."""
+    item = own.like.itemsize
+    m = view(address_of(own.kept), SUMMED, own.like)
+    v = view(address_of(own.kept) + SUMMED * item, SUMMED, own.like)
+    u = view(address_of(own.kept) + 2 * SUMMED * item, SUMMED, own.like)
+    for piece in range(begin, end):
+        first, count = b.pieces[piece, 2], b.pieces[piece, 3]
+        pu = 0.0
+        for e in range(first, first + count, SUMMED):
+            n = min(SUMMED, first + count - e)
+            g, p = _part(t, G, e, n, b, own.like), _part(t, P, e, n, b, own.like)
+            copied(_part(t, M, e, n, b, own.like), m, n)
+            if b.how[KIND] == ADAM:
+                copied(_part(t, V, e, n, b, own.like), v, n)
+                pu += adam_beside(g, m, v, p, u, n, k)
+            else:
+                pu += momentum_beside(g, m, p, n, k, b.how[COUPLES])
+        b.partial[piece, PU] = pu
 
 
 @njit(**OPTIONS)

@@ -74,6 +74,23 @@ def _walk(what, t, begin, end, k, sums, b, rules, own):
                     b.partial[piece, i] = sums[i]
 
 
+_STAGES, _CLAIMS, _COUNTERS, _UNITS = range(4)
+(
+    _PIECES,
+    _TABLE,
+    _HOW,
+    _NUMBERS,
+    _PAIRS,
+    _PARTIAL,
+    _ENTRIES,
+    _COEFFICIENTS,
+    _NEEDS,
+    _EXPECTED,
+    _KNOWN,
+    _INPUTS,
+    _FLAGS,
+) = (HEADER.index(name) for name in Tables._fields)
+_STEPS, _WIDE, _WIRES, _PORTS, _OUTPUTS, _LATE, _BY_ROW = (HEADER.index(name) for name in Rules._fields)
 _SLOTS, _REGISTERS, _WORK, _KEPT = (HEADER.index(name) for name in ("slots", "registers", "work", "kept"))
 
 
@@ -121,12 +138,16 @@ def on_team(double: bool, sources: int = made_of()) -> Any:
         if sources < 0:
             return
         h = view(address, 3 * len(HEADER), _INTS)
-        stages, claims, counters, units = _ints(h, 0), _ints(h, 1), _ints(h, 2), _ints(h, 3)
+        stages, claims, counters, units = _ints(h, _STAGES), _ints(h, _CLAIMS), _ints(h, _COUNTERS), _ints(h, _UNITS)
         b = Tables(
-            _ints(h, 4), _ints(h, 5), _list(h, 6), _reals(h, 7), _ints(h, 8), _reals(h, 9), _reals(h, 10),
-            _reals(h, 11), _list(h, 12), _reals(h, 13), _reals(h, 14), _reals(h, 15),
+            _ints(h, _PIECES), _ints(h, _TABLE), _list(h, _HOW), _reals(h, _NUMBERS), _ints(h, _PAIRS),
+            _reals(h, _PARTIAL), _reals(h, _ENTRIES), _reals(h, _COEFFICIENTS), _list(h, _NEEDS), _list(h, _EXPECTED),
+            _reals(h, _KNOWN), _reals(h, _INPUTS), _reals(h, _FLAGS),
         )  # fmt: skip
-        rules = Rules(_ints(h, 16), _list(h, 17), _list(h, 18), _list(h, 19), _list(h, 20), _ints(h, 21), _ints(h, 22))
+        rules = Rules(
+            _ints(h, _STEPS), _list(h, _WIDE), _list(h, _WIRES), _list(h, _PORTS), _list(h, _OUTPUTS),
+            _ints(h, _LATE), _ints(h, _BY_ROW),
+        )  # fmt: skip
         slot = counted(h[3 * _SLOTS])
         item, count = like.itemsize, rules.wide.shape[0] + SPARE
         registers = matrix(_of_slot(h, _REGISTERS, slot, 8), count, h[3 * _REGISTERS + 2] // count, _REALS)
