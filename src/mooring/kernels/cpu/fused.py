@@ -137,7 +137,7 @@ def _look(t, begin, end, k, b, like):
 
 @njit(**OPTIONS)
 def _look_ahead(t, begin, end, k, b, own):
-    """<p,u> of moments as they will be. It works on copies, in the loop of :func:`_beside`: so the bits are the same."""
+    """<p,u> of moments as they will be: on copies, in the loop of :func:`_beside`, so the bits are the same."""
     item = own.like.itemsize
     m = view(address_of(own.kept), SUMMED, own.like)
     v = view(address_of(own.kept) + SUMMED * item, SUMMED, own.like)
