@@ -16,8 +16,9 @@ ENTRY: dict[str, Any] = {"error_model": "numpy", "nogil": True}
 """How kernels are compiled: IEEE division, without Python's lock. No option reorders or fuses arithmetic, so a formula
 gives the same bits wherever it stands."""
 
-OPTIONS: dict[str, Any] = {**ENTRY, "_nrt": False}
-"""The same for all that is called inside: it allocates nothing, so nothing counts references."""
+OPTIONS: dict[str, Any] = {**ENTRY, "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""The same for all that is called inside: it allocates nothing, so nothing counts references, and neither Python nor C
+calls it, so it needs no wrappers, which take as long to compile as the rest."""
 
 SAME, BFLOAT16, FLOAT16 = 0, 1, 2
 """How elements are stored: in the compute type, or narrower and widened to it."""
