@@ -120,8 +120,8 @@ def _batches(
 
     ordered = [member for part in _parts(members, limit) for member in part]
     together = make(ordered)
-    if together.compiled is not None and not together.draws():
-        return [together]  # kernels have no temporaries
+    if together.compiled is not None and not together.compiled.has_temporaries:
+        return [together]
     parts = _parts(members, limit)
     return [together] if len(parts) == 1 else [make(part) for part in parts]
 

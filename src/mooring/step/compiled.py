@@ -332,6 +332,12 @@ class Compiled:
         made = self.numbers[:, blocks.FRESH : blocks.SHARE + 1]
         made[:] = rows[steps[0]] if len(rows) == 1 else [rows[step] for step in steps]
 
+    @property
+    def has_temporaries(self) -> bool:
+        """Whether a step takes memory for every element: random bits that are drawn before the kernel runs."""
+        inside = self._firsts is not None and all(p.is_contiguous() for p in self.batch.params)
+        return self.batch.draws() and not inside
+
     # The step.
 
     @property
