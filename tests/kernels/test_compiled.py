@@ -176,7 +176,7 @@ def test_the_path_changes_no_bit(
 def test_what_is_needed_of_the_direction_follows_from_the_gradient(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of <p,u> where no projection follows, each row's own where rows are projected, all where tensors are.
 
-    A large tensor that needed all of it in the step before is looked at with it, and needs nothing more.
+    A large tensor that needed all of it in the step before is observed while it is looked at, and needs the move.
     """
     generator = torch.Generator().manual_seed(3)
     weights = [torch.randn(40, 50, generator=generator) for _ in range(3)]
@@ -206,7 +206,7 @@ def test_what_is_needed_of_the_direction_follows_from_the_gradient(make: Any, mo
     small = run("numba", [tables.EVERYTHING] * 3)
     assert distance(small, run("eager", [tables.EVERYTHING] * 3)) <= 2e-6
     monkeypatch.setattr(schedule, "WHOLE", 0)
-    assert bits(run("numba", [tables.EVERYTHING, tables.NOTHING, tables.NOTHING])) == bits(small)
+    assert bits(run("numba", [tables.EVERYTHING, tables.THE_MOVE, tables.THE_MOVE])) == bits(small)
 
 
 @settings(max_examples=25, deadline=None)

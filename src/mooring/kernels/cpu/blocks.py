@@ -326,13 +326,6 @@ def scaled(x, out, n, factor):
 
 
 @njit(**OPTIONS)
-def copied(x, out, n):
-    """``x``."""
-    for i in range(n):
-        out[i] = x[i]
-
-
-@njit(**OPTIONS)
 def plus(x, g, out, n, factor):
     """``factor x + g``."""
     for i in range(n):

@@ -22,7 +22,6 @@ from mooring.kernels.cpu.blocks import (
     adam_moved,
     adam_nearest,
     adam_stochastic,
-    copied,
     looked,
     momentum_beside,
     momentum_moved,
@@ -51,6 +50,7 @@ from mooring.kernels.cpu.tables import (
     REST,
     ROUNDING,
     TAUS,
+    THE_MOVE,
     WEIGHTS,
     G,
     M,
@@ -86,20 +86,20 @@ def take_coefficients(b, piece, k):
 @njit(**OPTIONS)
 def see_tensor(what, t, begin, end, k, b, rules, own):
     """One stage of a recipe that is decided by the sums of p and g, or needs <p,u> beside them."""
-    # A small tensor stays in the cache between its walks, so there a third one costs little.
-    apart = not what & OBSERVE
     if what & LOOK:
         _look(t, begin, end, k, b, own.like)
-        if apart and b.expected[t]:
-            _look_ahead(t, begin, end, k, b, own)
+    # A small tensor stays in the cache between its walks, so there a third one costs little.
+    apart = not what & OBSERVE
+    if what & LOOK and apart and b.expected[t]:
+        _beside(t, begin, end, k, b, own, 0)
     if what & FORESEE:
         add_pieces(begin, end, b)
         b.needs[t] = foresee_tensor(t, begin, end, b, rules, own.registers)
         if apart:
-            known, b.expected[t] = b.expected[t], b.needs[t] == EVERYTHING
-            if known and b.needs[t] != NOTHING:
+            observed, b.expected[t] = b.expected[t], b.needs[t] == EVERYTHING
+            if observed:
                 decide_tensor(t, begin, end, b, rules, own.registers)
-                b.needs[t] = NOTHING
+                b.needs[t] = THE_MOVE
     if what & OBSERVE:
         if b.needs[t] == NOTHING:
             straight(t, begin, end, k, b, own)
@@ -108,15 +108,13 @@ def see_tensor(what, t, begin, end, k, b, rules, own):
             _beside(t, begin, end, k, b, own, place)
             decide_rows(t, begin, end, b, rules, own.registers)
             _displace(t, begin, end, k, b, own, place)
-        else:
+        elif b.needs[t] == EVERYTHING:
             _beside(t, begin, end, k, b, own, place_for_u(t, begin, end, what & APPLY, b, own))
-    if b.needs[t] != EVERYTHING:
-        return
-    if what & REDUCE:
+    if what & REDUCE and b.needs[t] == EVERYTHING:
         add_pieces(begin, end, b)
-    if what & DECIDE:
+    if what & DECIDE and b.needs[t] == EVERYTHING:
         decide_tensor(t, begin, end, b, rules, own.registers)
-    if what & APPLY:
+    if what & APPLY and b.needs[t] in (EVERYTHING, THE_MOVE):
         _displace(t, begin, end, k, b, own, place_for_u(t, begin, end, what & OBSERVE, b, own))
 
 
@@ -133,28 +131,6 @@ def _look(t, begin, end, k, b, like):
             gp += y
             pp += z
         b.partial[piece, 0], b.partial[piece, 1], b.partial[piece, 2] = gg, gp, pp
-
-
-@njit(**OPTIONS)
-def _look_ahead(t, begin, end, k, b, own):
-    """<p,u> of moments as they will be: on copies, in the loop of :func:`_beside`, so the bits are the same."""
-    item = own.like.itemsize
-    m = view(address_of(own.kept), SUMMED, own.like)
-    v = view(address_of(own.kept) + SUMMED * item, SUMMED, own.like)
-    u = view(address_of(own.kept) + 2 * SUMMED * item, SUMMED, own.like)
-    for piece in range(begin, end):
-        first, count = b.pieces[piece, 2], b.pieces[piece, 3]
-        pu = 0.0
-        for e in range(first, first + count, SUMMED):
-            n = min(SUMMED, first + count - e)
-            g, p = _part(t, G, e, n, b, own.like), _part(t, P, e, n, b, own.like)
-            copied(_part(t, M, e, n, b, own.like), m, n)
-            if b.how[KIND] == ADAM:
-                copied(_part(t, V, e, n, b, own.like), v, n)
-                pu += adam_beside(g, m, v, p, u, n, k)
-            else:
-                pu += momentum_beside(g, m, p, n, k, b.how[COUPLES])
-        b.partial[piece, PU] = pu
 
 
 @njit(**OPTIONS)

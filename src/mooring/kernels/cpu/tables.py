@@ -33,10 +33,11 @@ the gradient's sum of squares. SUMS: only the sums of the second moment (of its 
 
 Where the loop is SEEN, LOOK forms <g,g>, <g,p> and <p,p> before anything is written, and FORESEE runs the rules on them
 as far as they go. What OBSERVE does then is up to what the tensor still needs, and DECIDE and APPLY are for those alone
-that need EVERYTHING. Where a large tensor needed that in the step before, LOOK also forms <p,u>, from moments that it
-does not write, and nothing is needed any more: two walks instead of three."""
-NOTHING, OWN_ROW, EVERYTHING = range(3)
-"""What is needed of <p,u> before a tensor can be moved: nothing, each row's own, or all of it."""
+that need EVERYTHING. Where a large tensor needed that in the step before, LOOK observes it as well, and FORESEE leaves
+the move alone: two walks instead of three."""
+NOTHING, OWN_ROW, EVERYTHING, THE_MOVE = range(4)
+"""What is needed of <p,u> before a tensor can be moved: nothing, each row's own, or all of it; or no more than the
+move, where it is known and the moments are updated."""
 PU = 3  # the column of <p,u> where the loop is SEEN
 
 DRAWN = 8 * BLOCK + SUMMED  # behind seven blocks of inputs, and u
@@ -59,7 +60,7 @@ class Tables(NamedTuple):
         entries: (entries, slices) float64, written by REDUCE.
         coefficients: (4, slices) float64: beta, tau, kappa and buffer per slice; written by DECIDE.
         needs: (tensors,) what is needed of <p,u>; written by FORESEE.
-        expected: (tensors,) 1 where the step before needed all of <p,u>, and LOOK forms it beside the other sums.
+        expected: (tensors,) 1 where the step before needed all of <p,u>, and LOOK observes at once.
         known: (tensors, registers) float64: the numbers that are not rows, as FORESEE leaves them.
         inputs: (tensors, ports) float64, the numbers that every tensor has.
         flags: (tensors + 1, flags) float64: what rules count, written; the last row holds the registers.
