@@ -131,6 +131,9 @@ def _rows(code, out, x, y, n):
     elif code == 19:
         for i in range(n):
             out[i] = 0.0 if x[i] != 0 else 1.0
+    elif code == COPY:
+        for i in range(n):
+            out[i] = x[i]
     else:
         for i in range(n):
             out[i] = _apply(code, x[i], y[i])
