@@ -158,7 +158,7 @@ class Results:
     """One run of the bench; rows are added as they are measured.
 
     Attributes:
-        about: what it ran on and how: versions, processor, threads, pairs, copy bandwidth.
+        about: what it ran on and how: versions, processor, threads, pairs, bandwidths.
         models: name -> what its shapes are.
         left_out: what was not run at all, and why.
     """

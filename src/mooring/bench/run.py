@@ -112,7 +112,9 @@ class _Run:
         self.stage = "copy bandwidth"
         tell(self.stage, None, None)
         bench = Bench(device, request.count, request.seed, 0.0, lambda done: tell(self.stage, done, request.count))
-        bench.copy = bench.clock.copy_bandwidth(device, QUICK_COPIED if request.quick else COPIED)
+        size = QUICK_COPIED if request.quick else COPIED
+        bench.copy = bench.clock.copy_bandwidth(device, size)
+        self.read = bench.clock.read_bandwidth(device, size)
         self.bench = bench
         self.methods = [method for method in methods if installed(method)]
         self.results = Results(self._about())
@@ -135,6 +137,7 @@ class _Run:
             "launch_tensors": QUICK_LAUNCH if self.request.quick else LAUNCH,
             "memory_bytes": int(self.bytes),
             "copy_bytes_per_second": self.bench.copy,
+            "read_bytes_per_second": self.read,
             "implementations": {package: version(package) for package in sorted(packages)},
             "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
             "date": time.strftime("%Y-%m-%d"),

@@ -58,7 +58,8 @@ def about(results: Results) -> list[str]:
     lines = [
         f"{a['processor']}, {a['cores']} cores, {a['vector']}; {a['device']}, {a['threads']} threads; "
         f"mooring {a['mooring']}, torch {packages['torch']}{theirs}; {a['date']}.",
-        f"{a['pairs']} pairs per row; a copy moves {a['copy_bytes_per_second'] / 1e9:.1f} GB/s, read and written.",
+        f"{a['pairs']} pairs per row; a copy moves {a['copy_bytes_per_second'] / 1e9:.1f} GB/s, read and written, and "
+        f"a sum reads {a['read_bytes_per_second'] / 1e9:.1f} GB/s.",
     ]
     if a["quick"]:
         lines.append("A quick look: too few pairs and too small a net to judge by.")

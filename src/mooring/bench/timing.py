@@ -1,4 +1,4 @@
-"""Seconds of two things in turn, and the bandwidth of a copy."""
+"""Seconds of two things in turn, and the bandwidth of a copy and of reading."""
 
 from __future__ import annotations
 
@@ -91,3 +91,10 @@ class Clock:
         target.copy_(source)
         seconds = [self.seconds(lambda: target.copy_(source)) for _ in range(repeats)]
         return 2 * 4 * source.numel() / statistics.median(seconds)
+
+    def read_bandwidth(self, device: torch.device, size: int, repeats: int = 11) -> float:
+        """Bytes per second that torch's sum of a buffer of ``size`` bytes reads; the median."""
+        source = torch.ones(size // 4, device=device)
+        source.sum()
+        seconds = [self.seconds(lambda: source.sum()) for _ in range(repeats)]
+        return 4 * source.numel() / statistics.median(seconds)
