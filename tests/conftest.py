@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
+
+
+def pytest_sessionstart() -> None:
+    """Of the processes of pytest-xdist, the first compiles the kernels of float32 and the second those of float64.
+
+    The other finds them on disk when its tests come to need them, and so do the processes that tests start.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker in ("gw0", "gw1") and find_spec("numba") is not None and find_spec("torch") is not None:
+        from mooring.kernels.cpu import jobs, sweep
+
+        sweep.on_team(worker == "gw1")
+        if worker == "gw0":
+            jobs.on_team()
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from tests.sharding.mesh_workers import BUILDERS, COMPOSITIONS, POLICIES
 from tests.sharding.processes import run_once
 from tests.sharding.sides import STAGES, collectives
 
-pytestmark = pytest.mark.sharding
+pytestmark = [pytest.mark.sharding, pytest.mark.slow]
 
 LAYOUTS = 7
 # In how many ways a layout splits rows, with rows along dimension 0 and along dimension 1.
