@@ -23,7 +23,7 @@ class Request:
         backend: as typed; None for the one that serves when nobody chooses.
         pairs: of interleaved samples per row.
         threads: torch's; None leaves them.
-        memory: gibibytes that may be taken; None for 6, or four fifths of what is free where that is less.
+        memory: gibibytes that may be taken; None for 7, or four fifths of what is free where that is less.
         device: where it runs.
         growth: also curves over size, rows, tensors and threads.
         quick: a small net, few rows and pairs.

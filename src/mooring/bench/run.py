@@ -27,7 +27,7 @@ from mooring.finetune.errors import SpecError, suggestion
 
 Tell = Callable[[str, int | None, int | None], None]
 """Takes the name of a stage, how many parts of it are done, and how many there are."""
-MEMORY = 6
+MEMORY = 7
 COPIED, QUICK_COPIED = 1 << 29, 1 << 26
 
 

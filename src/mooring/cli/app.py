@@ -283,7 +283,7 @@ def bench(
         backend: Which kernels serve ours, separated by commas, or all. [default: the ones that serve when nobody asks]
         pairs: Interleaved samples per row. [default: 31]
         threads: Of torch. [default: its own choice]
-        memory: Gibibytes that may be taken; the decoder gets as many layers as fit. [default: 6, or 0.8 of what is
+        memory: Gibibytes that may be taken; the decoder gets as many layers as fit. [default: 7, or 0.8 of what is
             free]
         device: Where it runs.
         growth: Also curves over size, rows, tensors and threads.
