@@ -16,6 +16,7 @@ from tests.sharding.processes import run, run_once
 
 pytestmark = [
     pytest.mark.sharding,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:anchor_store=.bfloat16.:UserWarning"),
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning"),  # one process needs no group
 ]

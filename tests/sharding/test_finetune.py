@@ -16,7 +16,7 @@ from mooring.finetune.team import Team
 from . import finetune_workers as workers
 from .processes import run
 
-pytestmark = pytest.mark.sharding
+pytestmark = [pytest.mark.sharding, pytest.mark.slow]
 
 # Float64 rounds at 1e-16. A sum over a batch in another order differs by some of that; Adam divides it by no less than
 # eps = 1e-8, and some steps later the same elements' weights differ by 1e-12 at the learning rates of these methods.

@@ -10,7 +10,7 @@ import pytest
 from tests.optim.table import BY_NAME
 from tests.sharding.processes import run_once
 
-pytestmark = pytest.mark.sharding
+pytestmark = [pytest.mark.sharding, pytest.mark.slow]
 
 STAGE = r"(projection\(|over the model|NSO|SAM)"
 

@@ -10,7 +10,7 @@ from tests.optim.table import BY_NAME
 from tests.sharding.processes import run
 from tests.sharding.sides import STAGES, collectives
 
-pytestmark = pytest.mark.sharding
+pytestmark = [pytest.mark.sharding, pytest.mark.slow]
 
 
 SWITCHED_OFF = {

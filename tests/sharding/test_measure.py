@@ -9,7 +9,7 @@ import pytest
 
 from tests.sharding.processes import run_once
 
-pytestmark = pytest.mark.sharding
+pytestmark = [pytest.mark.sharding, pytest.mark.slow]
 
 
 @cache

@@ -7,7 +7,7 @@ import pytest
 from tests.sharding.per_rank_workers import STEPS, K
 from tests.sharding.processes import run
 
-pytestmark = pytest.mark.sharding
+pytestmark = [pytest.mark.sharding, pytest.mark.slow]
 
 
 def test_every_copy_of_the_model_has_draws_of_its_own() -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.sharding.perturbed_workers import METHODS
 from tests.sharding.processes import run
 
-pytestmark = pytest.mark.sharding
+pytestmark = [pytest.mark.sharding, pytest.mark.slow]
 WORKERS = "tests.sharding.perturbed_workers"
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.optim.table import BY_NAME
 from tests.sharding.processes import run
 
-pytestmark = pytest.mark.sharding
+pytestmark = [pytest.mark.sharding, pytest.mark.slow]
 
 
 def test_every_optimizer_tells_the_same_sharded_or_not() -> None:

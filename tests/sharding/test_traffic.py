@@ -9,7 +9,7 @@ import mooring as mo
 from tests.optim.table import BY_NAME
 from tests.sharding.processes import run
 
-pytestmark = pytest.mark.sharding
+pytestmark = [pytest.mark.sharding, pytest.mark.slow]
 
 
 def test_the_bytes_are_those_of_the_reductions() -> None:
